@@ -1,0 +1,1 @@
+//! Servers, gateways and clients on loopback.

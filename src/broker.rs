@@ -1,0 +1,121 @@
+//! Owns the seam between sessions and whoever carries their messages.
+
+pub mod embedded;
+pub mod redis;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::outbox::ReplyTo;
+
+/// A message on its way from a session of this node.
+#[derive(Debug)]
+pub struct Message {
+    /// New for each message, the same on every copy of it.
+    pub id: Uuid,
+    /// The session it comes from.
+    pub sender: Uuid,
+    /// The client it is for.
+    pub receiver: Uuid,
+    /// What it says.
+    pub text: String,
+}
+
+/// Carries messages between clients, on whichever node they are. None of the calls wait.
+pub trait Broker: fmt::Debug + Send + Sync {
+    /// Takes a message. `reply` is answered exactly once, within the send deadline, with
+    /// [`Outcome::Handed`](crate::outbox::Outcome) only if a node that holds the receiver has it.
+    /// Messages from one sender to one receiver arrive in the order of these calls.
+    fn publish(&self, message: Message, reply: ReplyTo);
+
+    /// `client` has been registered here: messages for it must reach this node from now on. Its
+    /// outbox is told when that is so.
+    fn joined(&self, client: Uuid);
+
+    /// `client` has left.
+    fn left(&self, client: Uuid);
+
+    /// What an operator wants to know.
+    fn status(&self) -> BrokerStatus;
+}
+
+/// What an operator wants to know of a broker.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct BrokerStatus {
+    /// "embedded", "redis" or "sentinel".
+    pub kind: &'static str,
+    /// Whether messages can flow.
+    pub usable: bool,
+    /// Since when they can't, if they can't.
+    #[serde(skip)]
+    pub unusable_since: Option<Instant>,
+    /// Whether they could, at any time.
+    #[serde(skip)]
+    pub ever_usable: bool,
+    /// What is wrong, in a sentence that says what to do.
+    pub reason: Option<String>,
+    /// The Redis master in use.
+    pub master: Option<String>,
+    /// Its configuration epoch.
+    pub epoch: u64,
+    /// Seconds since the master changed last.
+    pub last_switch_seconds_ago: Option<f64>,
+    /// The Sentinels known.
+    pub sentinels: Vec<SentinelStatus>,
+    /// The links to Redis servers.
+    pub links: Vec<LinkStatus>,
+}
+
+/// A Sentinel, seen from this node.
+#[derive(Clone, Debug, Serialize)]
+pub struct SentinelStatus {
+    /// Its address.
+    pub address: String,
+    /// Whether it answers.
+    pub reachable: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// A link to a Redis server.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkStatus {
+    /// Its address.
+    pub address: String,
+    /// Where it stands.
+    pub state: LinkState,
+    /// "master" or "replica", as the server itself says by ROLE.
+    pub role: Option<&'static str>,
+    /// Whether the Sentinels hold the server for alive.
+    pub expected: bool,
+    /// Why it is not connected.
+    pub reason: Option<String>,
+}
+
+/// Where a link stands.
+///
+/// ```text
+/// Connecting ──connected, ROLE known──▶ Replaying ──every channel confirmed──▶ Synced
+///      ▲                                    │                                    │
+///      └────────── lost, hung, refused ─────┴────────────────────────────────────┘
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// Not connected, trying.
+    Connecting,
+    /// Publishing works; subscriptions are being made.
+    Replaying,
+    /// Every channel that the registry wants is confirmed.
+    Synced,
+}
+
+impl BrokerStatus {
+    /// How long messages have not been able to flow at `now`.
+    pub fn unusable_for(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(self.unusable_since?))
+    }
+}

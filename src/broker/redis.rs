@@ -1,0 +1,419 @@
+//! Owns the broker over Redis: topology in, links kept, messages out through the publisher.
+
+pub mod connection;
+pub mod envelope;
+pub mod link;
+pub mod publisher;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use self::envelope::{Ages, Envelope};
+use self::link::Link;
+use self::publisher::{Actions, LinkId, MAX_LINKS, Publisher, Times};
+use super::{Broker, BrokerStatus, LinkState, Message};
+use crate::config::{Address, RedisConfig, TopologyConfig};
+use crate::metrics::Metrics;
+use crate::outbox::ReplyTo;
+use crate::registry::Registry;
+use crate::sentinel::{Topology, Watcher};
+
+/// A server that does not answer for this long is helped out by the others.
+const HEDGE: Duration = Duration::from_millis(100);
+/// Quiet for this long, with everything in its place, is calm.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Quiet for this long, with something missing, is calm as well: it may never come back.
+const UNSETTLED: Duration = Duration::from_secs(15);
+/// A server that left the topology keeps its link this long: other nodes may still publish there.
+const LINGER: Duration = Duration::from_secs(15);
+/// Bytes of messages that may wait for a decision.
+const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
+/// The pace of the publisher's clock while something waits.
+const TICK: Duration = Duration::from_millis(5);
+
+/// Which servers this node keeps links to: the one place that decides it.
+///
+/// The master, and with `standby` its replicas, also those that Sentinel holds for dead: it is the
+/// link that notices first that one is back.
+fn wanted(topology: &Topology, standby: bool) -> Vec<Address> {
+    let replicas = topology.replicas.iter().filter(|_| standby).map(|replica| replica.address.clone());
+    topology.master.iter().cloned().chain(replicas).collect()
+}
+
+/// The broker over Redis.
+#[derive(Debug)]
+pub struct RedisBroker {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a broker share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: RedisConfig,
+    /// The name that connections carry in Redis' CLIENT LIST.
+    client_name: String,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    publisher: Mutex<Publisher<ReplyTo>>,
+    wakes: [Notify; MAX_LINKS],
+    ticker: Notify,
+    ages: Mutex<Ages>,
+    start: Instant,
+    /// Tells this run of this node from all others in envelopes.
+    tag: u64,
+    links: Mutex<BTreeMap<Address, Held>>,
+    topology: watch::Receiver<Topology>,
+    watcher: Option<Watcher>,
+    usable: Mutex<Usable>,
+}
+
+/// A link that is kept.
+#[derive(Debug)]
+struct Held {
+    link: Arc<Link>,
+    cancel: CancellationToken,
+    unwanted_since: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Usable {
+    since_not: Option<Instant>,
+    ever: bool,
+    last_switch: Option<Instant>,
+    master: Option<Address>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No state is left half-changed by the code that holds these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RedisBroker {
+    /// Starts to look for Redis. Its tasks run on `tasks` until `cancel`.
+    pub fn start(
+        config: &RedisConfig,
+        node_id: &str,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> Self {
+        let now = Instant::now();
+        let (topology, watcher) = match &config.topology {
+            TopologyConfig::Fixed(address) => {
+                let fixed = Topology { master: Some(address.clone()), ..Topology::default() };
+                (watch::channel(fixed).1, None)
+            }
+            TopologyConfig::Sentinel { sentinels, master_name, credentials } => {
+                let limit = config.heartbeat_timeout;
+                let watcher =
+                    Watcher::start(sentinels, master_name, credentials, limit, metrics.clone(), tasks, cancel);
+                (watcher.topology(), Some(watcher))
+            }
+        };
+        let times = Times {
+            send: config.send_timeout,
+            hedge: HEDGE,
+            settle: SETTLE,
+            unsettled: UNSETTLED,
+            max_bytes: MAX_PENDING_BYTES,
+        };
+        let shared = Arc::new(Shared {
+            config: config.clone(),
+            client_name: format!("texto:{node_id}"),
+            registry,
+            metrics,
+            publisher: Mutex::new(Publisher::new(now, times)),
+            wakes: std::array::from_fn(|_| Notify::new()),
+            ticker: Notify::new(),
+            ages: Mutex::new(Ages::new(now)),
+            start: now,
+            tag: fastrand::u64(..),
+            links: Mutex::default(),
+            topology,
+            watcher,
+            usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
+        });
+        let clock = shared.clone();
+        let clock_cancel = cancel.clone();
+        tasks.spawn(async move {
+            clock_cancel.run_until_cancelled(clock.run_clock()).await;
+        });
+        let keeper = shared.clone();
+        let (keeper_tasks, keeper_cancel) = (tasks.clone(), cancel.clone());
+        tasks.spawn(async move {
+            keeper_cancel.run_until_cancelled(keeper.run_keeper(&keeper_tasks, &keeper_cancel)).await;
+        });
+        Self { shared }
+    }
+}
+
+impl Shared {
+    /// Changes the publisher, then answers and wakes outside its lock.
+    fn with_publisher<T>(
+        &self,
+        change: impl FnOnce(&mut Publisher<ReplyTo>, Instant, &mut Actions<ReplyTo>) -> T,
+    ) -> T {
+        let mut actions = Actions::default();
+        let mut publisher = lock(&self.publisher);
+        let result = change(&mut publisher, Instant::now(), &mut actions);
+        let pending = publisher.pending();
+        drop(publisher);
+        self.metrics.messages_pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.metrics.messages_resent.inc_by(actions.resent);
+        for link in actions.links() {
+            self.wakes[link].notify_one();
+        }
+        for (reply, outcome) in actions.decided {
+            reply.answer(outcome);
+        }
+        result
+    }
+
+    fn next_batch(&self, link: LinkId) -> Vec<(Uuid, bytes::Bytes)> {
+        lock(&self.publisher).next_batch(Instant::now(), link)
+    }
+
+    fn answered(&self, link: LinkId, receivers: &[u64]) {
+        self.with_publisher(|publisher, now, actions| publisher.answered(now, link, receivers, actions));
+    }
+
+    fn link_up(&self, link: &Link) {
+        self.roles_changed();
+        self.with_publisher(|publisher, now, actions| publisher.link_up(now, link.id, actions));
+    }
+
+    fn link_synced(&self, link: &Link, channels: usize, took: Duration) {
+        let address = link.address.to_string();
+        info!(%address, channels, took_ms = took.as_secs_f64() * 1000.0, "link to Redis synced: channels replayed");
+        self.metrics.replay_duration.observe(took.as_secs_f64());
+        #[allow(clippy::cast_precision_loss)] // Not before 2^53 channels.
+        self.metrics.replay_channels.with_label_values(&[&address]).set(channels as f64);
+        self.with_publisher(|publisher, now, actions| publisher.link_synced(now, link.id, actions));
+        self.note_usable();
+    }
+
+    fn link_lost(&self, link: &Link) {
+        self.with_publisher(|publisher, now, actions| publisher.link_lost(now, link.id, actions));
+        self.roles_changed();
+        self.note_usable();
+        if let Some(watcher) = &self.watcher {
+            watcher.ask_now();
+        }
+    }
+
+    /// Tells the session that it can be reached, once that is true for whoever publishes as we would.
+    fn confirmed(&self, link: &Link, channel: &[u8]) {
+        let Some(outbox) = envelope::client(channel).and_then(|client| self.registry.get(client)) else {
+            return;
+        };
+        let master = self.master_link();
+        if master.is_none_or(|master| master.id == link.id) {
+            outbox.confirm_subscription();
+        }
+    }
+
+    /// The link to the node that is master for Sentinel and calls itself so.
+    fn master_link(&self) -> Option<Arc<Link>> {
+        let master = self.topology.borrow().master.clone()?;
+        let links = lock(&self.links);
+        links.get(&master).map(|held| held.link.clone()).filter(|link| link.is_master())
+    }
+
+    /// Tells the publisher who is master and who ought to be there.
+    fn roles_changed(&self) {
+        let master = self.master_link().map(|link| link.id);
+        let topology = self.topology.borrow().clone();
+        let mut expected = Vec::new();
+        for (address, held) in &*lock(&self.links) {
+            if held.unwanted_since.is_none() && topology.expects(address) {
+                expected.push(held.link.id);
+            }
+        }
+        self.with_publisher(|publisher, now, _| publisher.set_topology(now, master, expected.into_iter()));
+    }
+
+    fn note_usable(&self) {
+        let usable = lock(&self.links).values().any(|held| held.link.stage() == LinkState::Synced);
+        let mut state = lock(&self.usable);
+        if usable {
+            state.since_not = None;
+            state.ever = true;
+        } else if state.since_not.is_none() {
+            state.since_not = Some(Instant::now());
+            warn!("no usable link to any Redis: messages wait until their deadline");
+        }
+    }
+
+    fn age(&self, now: Instant, envelope: &Envelope<'_>) -> Duration {
+        lock(&self.ages).age(now, envelope.node, envelope.stamp_ms)
+    }
+
+    fn learn_age(&self, now: Instant, envelope: &Envelope<'_>) {
+        self.age(now, envelope);
+    }
+
+    /// Moves the publisher's clock while something waits.
+    async fn run_clock(&self) {
+        loop {
+            let due = self.with_publisher(|publisher, now, actions| publisher.tick(now, actions));
+            match due {
+                None => self.ticker.notified().await,
+                Some(due) => {
+                    let now = Instant::now();
+                    let next = due.clamp(now + TICK, now + 10 * TICK);
+                    tokio::time::sleep_until(next.into()).await;
+                }
+            }
+        }
+    }
+
+    /// Lets the links follow the topology.
+    async fn run_keeper(self: &Arc<Self>, tasks: &TaskTracker, cancel: &CancellationToken) {
+        let mut topology = self.topology.clone();
+        let mut period = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            let now_topology = topology.borrow_and_update().clone();
+            self.note_switch(&now_topology);
+            self.converge(&now_topology, tasks, cancel);
+            self.roles_changed();
+            tokio::select! {
+                changed = topology.changed() => if changed.is_err() {
+                    // A fixed topology never changes; links still have to linger and end.
+                    period.tick().await;
+                },
+                _ = period.tick() => {}
+                () = self.alarmed() => {
+                    self.with_publisher(|publisher, now, _| publisher.disturb(now));
+                }
+            }
+        }
+    }
+
+    async fn alarmed(&self) {
+        match &self.watcher {
+            Some(watcher) => watcher.alarmed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn note_switch(&self, topology: &Topology) {
+        let mut state = lock(&self.usable);
+        if topology.master == state.master {
+            return;
+        }
+        let from = std::mem::replace(&mut state.master, topology.master.clone());
+        let Some(to) = &topology.master else { return };
+        self.metrics.master_info.reset();
+        self.metrics.master_info.with_label_values(&[&to.to_string()]).set(1);
+        match from {
+            None => info!(master = %to, epoch = topology.epoch, "master found"),
+            Some(from) => {
+                state.last_switch = Some(Instant::now());
+                self.metrics.failovers.inc();
+                info!(master = %to, was = %from, epoch = topology.epoch, "switched to a new master");
+            }
+        }
+    }
+
+    fn converge(self: &Arc<Self>, topology: &Topology, tasks: &TaskTracker, cancel: &CancellationToken) {
+        let wanted = wanted(topology, self.config.standby_subscriptions);
+        let now = Instant::now();
+        let mut links = lock(&self.links);
+        for (address, held) in links.iter_mut() {
+            let is_wanted = wanted.contains(address);
+            held.unwanted_since = if is_wanted { None } else { Some(held.unwanted_since.unwrap_or(now)) };
+        }
+        links.retain(|address, held| {
+            let Some(since) = held.unwanted_since else { return true };
+            // One that is broken anyway is of no use to anybody.
+            let useless = held.link.stage() == LinkState::Connecting;
+            let keep = !useless && now.saturating_duration_since(since) < LINGER;
+            if !keep {
+                info!(%address, "link to Redis given up: the server left the topology");
+                held.cancel.cancel();
+            }
+            keep
+        });
+        for address in wanted {
+            if links.contains_key(&address) {
+                continue;
+            }
+            let taken: Vec<LinkId> = links.values().map(|held| held.link.id).collect();
+            let Some(id) = (0..MAX_LINKS).find(|id| !taken.contains(id)) else {
+                warn!(%address, most = MAX_LINKS, "too many Redis servers: no link to this one");
+                continue;
+            };
+            let link = Arc::new(Link::new(id, address.clone()));
+            let token = cancel.child_token();
+            tasks.spawn(link.clone().run(self.clone(), token.clone()));
+            links.insert(address, Held { link, cancel: token, unwanted_since: None });
+        }
+    }
+
+    /// Whoever is connected, wants or no longer wants their messages.
+    fn changed(&self, client: Uuid) {
+        let links: Vec<_> = lock(&self.links).values().map(|held| held.link.clone()).collect();
+        for link in links {
+            link.changed(client);
+        }
+    }
+}
+
+impl Broker for RedisBroker {
+    fn publish(&self, message: Message, reply: ReplyTo) {
+        let shared = &self.shared;
+        let stamp = u64::try_from(shared.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let payload = envelope::encode(&message, shared.tag, stamp);
+        let first = shared.with_publisher(|publisher, now, actions| {
+            let first = publisher.pending() == 0;
+            publisher.submit(now, message.receiver, payload, reply, actions);
+            first
+        });
+        if first {
+            shared.ticker.notify_one();
+        }
+    }
+
+    fn joined(&self, client: Uuid) {
+        self.shared.changed(client);
+    }
+
+    fn left(&self, client: Uuid) {
+        self.shared.changed(client);
+    }
+
+    fn status(&self) -> BrokerStatus {
+        let shared = &self.shared;
+        let topology = shared.topology.borrow().clone();
+        let links: Vec<_> =
+            lock(&shared.links).iter().map(|(address, held)| held.link.status(topology.expects(address))).collect();
+        let (sentinels, problem) = match &shared.watcher {
+            Some(watcher) => watcher.status(),
+            None => (Vec::new(), None),
+        };
+        let state = lock(&shared.usable);
+        let link_problem = links.iter().find_map(|link| Some(format!("Redis {}: {}", link.address, link.reason.as_ref()?)));
+        let usable = state.since_not.is_none();
+        let reason = if topology.master.is_none() { problem.or(link_problem) } else { link_problem.or(problem) };
+        BrokerStatus {
+            kind: if shared.watcher.is_some() { "sentinel" } else { "redis" },
+            usable,
+            unusable_since: state.since_not,
+            ever_usable: state.ever,
+            reason: reason.or_else(|| (!usable).then(|| "no Redis has been found yet".to_owned())),
+            master: topology.master.as_ref().map(Address::to_string),
+            epoch: topology.epoch,
+            last_switch_seconds_ago: state.last_switch.map(|at| at.elapsed().as_secs_f64()),
+            sentinels,
+            links,
+        }
+    }
+}

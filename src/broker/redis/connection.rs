@@ -1,0 +1,406 @@
+//! Owns one connection to a Redis server: opening it, writing commands, reading replies in place.
+//!
+//! The `redis` crate speaks with the Sentinels; the links have these few lines of their own, since
+//! every message arrives once per link: a copy must be recognised in the read buffer, before
+//! anything of it is parsed or allocated, and commands must go out in the order they are given.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+use crate::config::Address;
+use crate::secret::Credentials;
+
+/// A reply longer than this is not Redis speaking: no message comes near it.
+const MAX_REPLY: usize = 64 * 1024 * 1024;
+/// What the read buffer shrinks back to after a burst.
+const USUAL_BUFFER: usize = 64 * 1024;
+
+/// Why a connection could not be used, in words for an operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// Nothing was answered in time.
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    /// The connection failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The server closed the connection.
+    #[error("the server closed the connection")]
+    Closed,
+    /// The server did not accept the credentials.
+    #[error("the server refused the credentials ({0}): check TEXTO_REDIS_USERNAME and TEXTO_REDIS_PASSWORD or its _FILE")]
+    Refused(String),
+    /// The server answered with an error.
+    #[error("the server answered: {0}")]
+    Server(String),
+    /// The bytes are not Redis' protocol.
+    #[error("the peer does not speak the protocol of Redis")]
+    Protocol,
+}
+
+impl ConnectionError {
+    /// Gives an error reply its meaning.
+    fn from_reply(text: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(text).into_owned();
+        match text.split(' ').next() {
+            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Self::Refused(text),
+            _ if text.contains("without any password configured") => Self::Refused(text),
+            _ => Self::Server(text),
+        }
+    }
+}
+
+/// A reply, still in the read buffer.
+#[derive(Debug, PartialEq)]
+pub enum Reply<'a> {
+    /// A status such as `OK` or `PONG`.
+    Status(&'a [u8]),
+    /// An error.
+    Error(&'a [u8]),
+    /// A number.
+    Number(i64),
+    /// A string; `None` is null.
+    Bytes(Option<&'a [u8]>),
+    /// An array, set, or map (its keys and values in turn).
+    Array(Vec<Reply<'a>>),
+    /// Something that was not asked for, such as a confirmation.
+    Push(Vec<Reply<'a>>),
+    /// A message on a channel.
+    Message {
+        /// The channel.
+        channel: &'a [u8],
+        /// What was published.
+        payload: &'a [u8],
+    },
+}
+
+impl<'a> Reply<'a> {
+    /// The text of a string or status.
+    pub fn text(&self) -> Option<&'a [u8]> {
+        match self {
+            Self::Status(text) | Self::Bytes(Some(text)) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// A reply at the start of `input` and its length; `None` when it is not complete yet.
+pub fn parse(input: &[u8]) -> Result<Option<(Reply<'_>, usize)>, ConnectionError> {
+    let mut cursor = Cursor { input, at: 0 };
+    match cursor.reply(0) {
+        Ok(reply) => Ok(Some((reply, cursor.at))),
+        Err(Stop::Incomplete) if input.len() <= MAX_REPLY => Ok(None),
+        Err(_) => Err(ConnectionError::Protocol),
+    }
+}
+
+enum Stop {
+    Incomplete,
+    Invalid,
+}
+
+struct Cursor<'a> {
+    input: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn line(&mut self) -> Result<&'a [u8], Stop> {
+        let rest = &self.input[self.at..];
+        let end = rest.iter().position(|byte| *byte == b'\n').ok_or(Stop::Incomplete)?;
+        let line = rest[..end].strip_suffix(b"\r").ok_or(Stop::Invalid)?;
+        self.at += end + 1;
+        Ok(line)
+    }
+
+    fn number(line: &[u8]) -> Result<i64, Stop> {
+        std::str::from_utf8(line).ok().and_then(|text| text.parse().ok()).ok_or(Stop::Invalid)
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8], Stop> {
+        let end = self.at.checked_add(length).filter(|end| *end <= MAX_REPLY).ok_or(Stop::Invalid)?;
+        let bytes = self.input.get(self.at..end).ok_or(Stop::Incomplete)?;
+        match self.input.get(end..end + 2) {
+            None => Err(Stop::Incomplete),
+            Some(b"\r\n") => {
+                self.at = end + 2;
+                Ok(bytes)
+            }
+            Some(_) => Err(Stop::Invalid),
+        }
+    }
+
+    /// The next element where it must be a string: no allocation, no recursion.
+    fn string(&mut self) -> Result<&'a [u8], Stop> {
+        let line = self.line()?;
+        match line.split_first() {
+            Some((b'$', length)) => self.bytes(usize::try_from(Self::number(length)?).map_err(|_| Stop::Invalid)?),
+            _ => Err(Stop::Invalid),
+        }
+    }
+
+    fn elements(&mut self, line: &[u8], each: usize, depth: u8) -> Result<Vec<Reply<'a>>, Stop> {
+        let count = usize::try_from(Self::number(line)?).map_err(|_| Stop::Invalid)?;
+        let count = count.checked_mul(each).filter(|count| *count <= MAX_REPLY).ok_or(Stop::Invalid)?;
+        let mut elements = Vec::with_capacity(count.min(64));
+        for _ in 0..count {
+            elements.push(self.reply(depth + 1)?);
+        }
+        Ok(elements)
+    }
+
+    fn reply(&mut self, depth: u8) -> Result<Reply<'a>, Stop> {
+        if depth > 8 {
+            return Err(Stop::Invalid);
+        }
+        const MESSAGE: &[u8] = b">3\r\n$7\r\nmessage\r\n";
+        if depth == 0 && self.input.starts_with(MESSAGE) {
+            self.at = MESSAGE.len();
+            let channel = self.string()?;
+            return Ok(Reply::Message { channel, payload: self.string()? });
+        }
+        let line = self.line()?;
+        let (kind, rest) = line.split_first().ok_or(Stop::Invalid)?;
+        Ok(match kind {
+            b'+' => Reply::Status(rest),
+            b'-' => Reply::Error(rest),
+            b':' => Reply::Number(Self::number(rest)?),
+            b'_' => Reply::Bytes(None),
+            b'#' | b',' | b'(' => Reply::Status(rest),
+            b'$' | b'=' => match Self::number(rest)? {
+                -1 => Reply::Bytes(None),
+                length => Reply::Bytes(Some(self.bytes(usize::try_from(length).map_err(|_| Stop::Invalid)?)?)),
+            },
+            b'!' => {
+                let length = usize::try_from(Self::number(rest)?).map_err(|_| Stop::Invalid)?;
+                Reply::Error(self.bytes(length)?)
+            }
+            b'*' if rest == b"-1" => Reply::Bytes(None),
+            b'*' | b'~' => Reply::Array(self.elements(rest, 1, depth)?),
+            b'%' => Reply::Array(self.elements(rest, 2, depth)?),
+            b'>' => Reply::Push(self.elements(rest, 1, depth)?),
+            _ => return Err(Stop::Invalid),
+        })
+    }
+}
+
+/// The reading half. Cancel safe: what was read stays in the buffer.
+#[derive(Debug)]
+pub struct Reader {
+    stream: OwnedReadHalf,
+    buffer: BytesMut,
+    consumed: usize,
+}
+
+impl Reader {
+    /// Waits until a whole reply is in the buffer, and lends it until the next call.
+    pub async fn next(&mut self) -> Result<Reply<'_>, ConnectionError> {
+        self.discard();
+        while parse(&self.buffer)?.is_none() {
+            self.fill().await?;
+        }
+        match self.buffered()? {
+            Some(reply) => Ok(reply),
+            None => Err(ConnectionError::Protocol), // It was whole a moment ago.
+        }
+    }
+
+    /// A whole reply that has arrived already, if there is one.
+    pub fn buffered(&mut self) -> Result<Option<Reply<'_>>, ConnectionError> {
+        self.discard();
+        let Some((reply, length)) = parse(&self.buffer)? else { return Ok(None) };
+        self.consumed = length;
+        Ok(Some(reply))
+    }
+
+    /// Waits for more bytes.
+    pub async fn fill(&mut self) -> Result<(), ConnectionError> {
+        self.discard();
+        self.buffer.reserve(16 * 1024);
+        match self.stream.read_buf(&mut self.buffer).await? {
+            0 => Err(ConnectionError::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    fn discard(&mut self) {
+        self.buffer.advance(std::mem::take(&mut self.consumed));
+        if self.buffer.is_empty() && self.buffer.capacity() > 4 * USUAL_BUFFER {
+            self.buffer = BytesMut::with_capacity(USUAL_BUFFER);
+        }
+    }
+}
+
+/// The writing half.
+#[derive(Debug)]
+pub struct Writer {
+    stream: OwnedWriteHalf,
+    limit: Duration,
+}
+
+impl Writer {
+    /// Writes packed commands.
+    ///
+    /// # Errors
+    /// When they can't all be written within the connection's deadline. Not cancel safe: a command may
+    /// be cut, so the connection must be dropped then.
+    pub async fn write(&mut self, commands: &[u8]) -> Result<(), ConnectionError> {
+        match timeout(self.limit, self.stream.write_all(commands)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ConnectionError::Silent(self.limit)),
+        }
+    }
+}
+
+/// Resolves, connects, authenticates and switches to RESP3, each step within `limit`.
+///
+/// # Errors
+/// What an operator should know; the address is left to the caller.
+pub async fn open(
+    address: &Address,
+    credentials: &Credentials,
+    name: &str,
+    limit: Duration,
+) -> Result<(Reader, Writer), ConnectionError> {
+    let connect = TcpStream::connect((address.host.as_str(), address.port));
+    let stream = timeout(limit, connect).await.map_err(|_| ConnectionError::Silent(limit))??;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(limit.max(Duration::from_secs(1)) * 2))?;
+    let (read, write) = stream.into_split();
+    let mut reader = Reader { stream: read, buffer: BytesMut::new(), consumed: 0 };
+    let mut writer = Writer { stream: write, limit };
+
+    let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
+    if let Some(password) = &credentials.password {
+        let username = credentials.username.as_deref().unwrap_or("default");
+        hello.extend([b"AUTH".as_slice(), username.as_bytes(), password.expose().as_bytes()]);
+    }
+    hello.extend([b"SETNAME".as_slice(), name.as_bytes()]);
+    let mut packed = Vec::new();
+    pack(&mut packed, &hello);
+    writer.write(&packed).await?;
+    match timeout(limit, reader.next()).await.map_err(|_| ConnectionError::Silent(limit))?? {
+        Reply::Error(text) => Err(ConnectionError::from_reply(text)),
+        Reply::Array(_) => Ok((reader, writer)),
+        _ => Err(ConnectionError::Protocol),
+    }
+}
+
+/// Appends a command to `packed`, as RESP has it: an array of strings.
+pub fn pack(packed: &mut Vec<u8>, arguments: &[&[u8]]) {
+    let header = |kind: u8, length: usize, packed: &mut Vec<u8>| {
+        packed.push(kind);
+        packed.extend_from_slice(length.to_string().as_bytes());
+        packed.extend_from_slice(b"\r\n");
+    };
+    header(b'*', arguments.len(), packed);
+    for argument in arguments {
+        header(b'$', argument.len(), packed);
+        packed.extend_from_slice(argument);
+        packed.extend_from_slice(b"\r\n");
+    }
+}
+
+/// What a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes and replicates to the others.
+    Master,
+    /// It follows a master.
+    Replica {
+        /// The master that it follows.
+        master: Address,
+        /// Whether it has a working connection to it.
+        connected: bool,
+    },
+}
+
+/// Reads the answer to ROLE.
+///
+/// # Errors
+/// An error reply, or one that is not an answer to ROLE.
+pub fn role(reply: &Reply<'_>) -> Result<Role, ConnectionError> {
+    let parts = match reply {
+        Reply::Array(parts) => parts,
+        Reply::Error(text) => return Err(ConnectionError::from_reply(text)),
+        _ => return Err(ConnectionError::Protocol),
+    };
+    let text = |at: usize| {
+        let bytes: &[u8] = parts.get(at).and_then(Reply::text).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    match (text(0).as_str(), parts.get(2)) {
+        ("master", _) => Ok(Role::Master),
+        ("slave", Some(Reply::Number(port))) => Ok(Role::Replica {
+            master: Address { host: text(1), port: u16::try_from(*port).unwrap_or(0) },
+            connected: text(3) == "connected",
+        }),
+        _ => Err(ConnectionError::Protocol),
+    }
+}
+
+/// The number of receivers that PUBLISH counted.
+///
+/// # Errors
+/// An error reply, or one that is no count.
+pub fn receivers(reply: &Reply<'_>) -> Result<u64, ConnectionError> {
+    match reply {
+        Reply::Number(count) => u64::try_from(*count).map_err(|_| ConnectionError::Protocol),
+        Reply::Error(text) => Err(ConnectionError::from_reply(text)),
+        _ => Err(ConnectionError::Protocol),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn replies_are_read_in_place_and_only_when_whole() {
+        let input = b">3\r\n$7\r\nmessage\r\n$7\r\ntexto:x\r\n$3\r\na\r\n\r\n*2\r\n:1\r\n$-1\r\n";
+        let (reply, length) = parse(input).unwrap().unwrap();
+        assert_eq!(reply, Reply::Message { channel: b"texto:x", payload: b"a\r\n" });
+        let (reply, _) = parse(&input[length..]).unwrap().unwrap();
+        assert_eq!(reply, Reply::Array(vec![Reply::Number(1), Reply::Bytes(None)]));
+        for end in 0..length {
+            assert!(parse(&input[..end]).unwrap().is_none(), "{end}");
+        }
+        let confirmation = b">3\r\n$9\r\nsubscribe\r\n$7\r\ntexto:x\r\n:1\r\n";
+        assert!(matches!(parse(confirmation), Ok(Some((Reply::Push(parts), _))) if parts.len() == 3));
+        for bad in [b"hello\r\n".as_slice(), b"$x\r\n", b"*-2\r\n", b"$1\r\nabc", b"+a\n"] {
+            assert!(matches!(parse(bad), Err(ConnectionError::Protocol)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn roles() {
+        let parsed = |text: &'static [u8]| role(&parse(text).unwrap().unwrap().0);
+        assert_eq!(parsed(b"*3\r\n$6\r\nmaster\r\n:1\r\n*0\r\n").unwrap(), Role::Master);
+        let replica = b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:6379\r\n$9\r\nconnected\r\n:14\r\n";
+        let master = "h:6379".parse().unwrap();
+        assert_eq!(parsed(replica).unwrap(), Role::Replica { master, connected: true });
+        assert!(matches!(parsed(b"-NOAUTH Authentication required.\r\n"), Err(ConnectionError::Refused(_))));
+        assert!(parsed(b"*1\r\n$8\r\nsentinel\r\n").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(
+            prop_oneof![Just(b'*'), Just(b'$'), Just(b'>'), Just(b'\r'), Just(b'\n'), b'0'..=b'9', any::<u8>()], 0..60)) {
+            if let Ok(Some((_, length))) = parse(&bytes) {
+                prop_assert!(length <= bytes.len());
+            }
+        }
+    }
+}

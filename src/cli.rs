@@ -1,0 +1,135 @@
+//! Owns the command line: flags, their variables and help texts, all values still raw.
+
+use clap::{Args, Parser, Subcommand};
+
+/// The command line of `texto`.
+#[derive(Debug, Parser)]
+#[command(name = "texto", version, about, args_conflicts_with_subcommands = true)]
+#[command(after_help = SECRETS_HELP)]
+pub struct Cli {
+    /// What to do; `serve` when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The flags of `serve`, accepted without the word as well.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+const SECRETS_HELP: &str = "\
+Secrets are never taken from the command line, where every user of the machine could read them:
+  TEXTO_REDIS_PASSWORD      or TEXTO_REDIS_PASSWORD_FILE     for the Redis servers
+  TEXTO_SENTINEL_PASSWORD   or TEXTO_SENTINEL_PASSWORD_FILE  for the Sentinels
+
+Durations are written like 500ms, 5s, 2m. Sizes are bytes.
+Logging: TEXTO_LOG takes a filter such as `info` (default), `texto=debug`.";
+
+/// What `texto` can be asked to do.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // Parsed once, at start.
+pub enum Command {
+    /// Run the gateway (what `texto` alone does)
+    #[command(after_help = SECRETS_HELP)]
+    Serve(ServeArgs),
+    /// Ask a running gateway whether it is ready; exit code 0 if it is, 1 if not
+    Healthcheck(HealthcheckArgs),
+}
+
+/// The flags of `texto healthcheck`.
+#[derive(Debug, Args)]
+pub struct HealthcheckArgs {
+    /// Address of the gateway; a wildcard address means this machine
+    #[arg(long, env = "TEXTO_LISTEN", default_value = "0.0.0.0:8398", value_name = "ADDR:PORT")]
+    pub listen: String,
+    /// What to ask: /readyz (may it get traffic?) or /livez (does it live?)
+    #[arg(long, default_value = "/readyz", value_name = "PATH")]
+    pub path: String,
+    /// How long the answer may take
+    #[arg(long, default_value = "2s", value_name = "DURATION")]
+    pub timeout: String,
+}
+
+/// The flags of `texto serve`, as written; `Config` gives them meaning.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Address for WebSockets, the web client, health and metrics
+    #[arg(long, env = "TEXTO_LISTEN", default_value = "0.0.0.0:8398", value_name = "ADDR:PORT")]
+    pub listen: String,
+    /// Address of its own for /metrics (and health); /metrics then leaves the public one
+    #[arg(long, env = "TEXTO_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    pub admin_listen: Option<String>,
+    /// Name of this node in logs, health and metrics [default: host name and a random suffix]
+    #[arg(long, env = "TEXTO_NODE_ID", value_name = "NAME")]
+    pub node_id: Option<String>,
+
+    /// Sentinels, comma-separated: Redis is found and followed through them
+    #[arg(long, env = "TEXTO_SENTINELS", value_name = "HOST:PORT,…", help_heading = "Redis")]
+    pub sentinels: Option<String>,
+    /// Name under which the Sentinels know the master
+    #[arg(long, env = "TEXTO_MASTER_NAME", default_value = "mymaster", value_name = "NAME", help_heading = "Redis")]
+    pub master_name: String,
+    /// One Redis without Sentinel; with neither this nor --sentinels: the embedded broker
+    #[arg(long, env = "TEXTO_REDIS", value_name = "HOST:PORT", help_heading = "Redis")]
+    pub redis: Option<String>,
+    /// Links to the replicas as well as to the master: a failover is bridged, not waited for
+    #[arg(long, env = "TEXTO_STANDBY_SUBSCRIPTIONS", default_value = "true", value_name = "BOOL", help_heading = "Redis")]
+    pub standby_subscriptions: String,
+    /// ACL user name for Redis
+    #[arg(long, env = "TEXTO_REDIS_USERNAME", value_name = "NAME", help_heading = "Redis")]
+    pub redis_username: Option<String>,
+    /// File that holds the password for Redis
+    #[arg(long, env = "TEXTO_REDIS_PASSWORD_FILE", value_name = "PATH", help_heading = "Redis")]
+    pub redis_password_file: Option<String>,
+    /// ACL user name for the Sentinels
+    #[arg(long, env = "TEXTO_SENTINEL_USERNAME", value_name = "NAME", help_heading = "Redis")]
+    pub sentinel_username: Option<String>,
+    /// File that holds the password for the Sentinels
+    #[arg(long, env = "TEXTO_SENTINEL_PASSWORD_FILE", value_name = "PATH", help_heading = "Redis")]
+    pub sentinel_password_file: Option<String>,
+    /// A Redis or Sentinel that is silent this long is given up (pinged four times as often)
+    #[arg(long, env = "TEXTO_HEARTBEAT_TIMEOUT", default_value = "1s", value_name = "DURATION", help_heading = "Redis")]
+    pub heartbeat_timeout: String,
+
+    /// Every `send` is answered within this time
+    #[arg(long, env = "TEXTO_SEND_TIMEOUT", default_value = "5s", value_name = "DURATION", help_heading = "Limits")]
+    pub send_timeout: String,
+    /// WebSockets at a time; more get 503 [default: the descriptor limit less a reserve]
+    #[arg(long, env = "TEXTO_MAX_CONNECTIONS", value_name = "COUNT", help_heading = "Limits")]
+    pub max_connections: Option<String>,
+    /// Length of a message's text in bytes of UTF-8
+    #[arg(long, env = "TEXTO_MAX_TEXT_BYTES", default_value = "16384", value_name = "BYTES", help_heading = "Limits")]
+    pub max_text_bytes: String,
+    /// Length of a WebSocket message in bytes; a longer one closes the socket with 1009
+    #[arg(long, env = "TEXTO_MAX_FRAME_BYTES", default_value = "131072", value_name = "BYTES", help_heading = "Limits")]
+    pub max_frame_bytes: String,
+    /// Sends of one session that wait for their answer at a time; more get EAGAIN
+    #[arg(long, env = "TEXTO_MAX_UNANSWERED", default_value = "64", value_name = "COUNT", help_heading = "Limits")]
+    pub max_unanswered: String,
+    /// Messages that wait for a slow reader; then it is closed with 1013
+    #[arg(long, env = "TEXTO_OUTBOX_MESSAGES", default_value = "1024", value_name = "COUNT", help_heading = "Limits")]
+    pub outbox_messages: String,
+    /// Bytes of text that wait for a slow reader; then it is closed with 1013
+    #[arg(long, env = "TEXTO_OUTBOX_BYTES", default_value = "1048576", value_name = "BYTES", help_heading = "Limits")]
+    pub outbox_bytes: String,
+    /// A WebSocket silent this long is pinged, and closed when it stays silent as long again
+    #[arg(long, env = "TEXTO_PING_INTERVAL", default_value = "25s", value_name = "DURATION", help_heading = "Limits")]
+    pub ping_interval: String,
+    /// A client that takes none of its bytes this long is closed
+    #[arg(long, env = "TEXTO_WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", help_heading = "Limits")]
+    pub write_timeout: String,
+    /// An HTTP request must be complete, and a kept-alive connection used, within this time
+    #[arg(long, env = "TEXTO_HEADER_TIMEOUT", default_value = "10s", value_name = "DURATION", help_heading = "Limits")]
+    pub header_timeout: String,
+
+    /// After SIGTERM: how long to serve on while load balancers notice
+    #[arg(long, env = "TEXTO_DRAIN_DELAY", default_value = "5s", value_name = "DURATION", help_heading = "Operations")]
+    pub drain_delay: String,
+    /// After that: time over which the sessions are closed with 1012
+    #[arg(long, env = "TEXTO_DRAIN_WINDOW", default_value = "20s", value_name = "DURATION", help_heading = "Operations")]
+    pub drain_window: String,
+    /// How long Redis may be away before /readyz fails: longer than a failover takes
+    #[arg(long, env = "TEXTO_READY_GRACE", default_value = "15s", value_name = "DURATION", help_heading = "Operations")]
+    pub ready_grace: String,
+    /// Form of the log on standard error: text or json
+    #[arg(long, env = "TEXTO_LOG_FORMAT", default_value = "text", value_name = "FORMAT", help_heading = "Operations")]
+    pub log_format: String,
+}

@@ -1,0 +1,480 @@
+//! Owns the validated configuration; every error is found at once, before anything is bound.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::cli::ServeArgs;
+use crate::secret::{Credentials, Secret};
+
+/// Descriptors that are not for clients: listeners, links to Redis and Sentinels, health requests.
+const DESCRIPTOR_RESERVE: u64 = 256;
+
+/// Everything that a gateway needs to know, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address for WebSockets, web client, health, and metrics if `admin_listen` is absent.
+    pub listen: SocketAddr,
+    /// Address for metrics and health alone.
+    pub admin_listen: Option<SocketAddr>,
+    /// This node's name.
+    pub node_id: String,
+    /// Who carries the messages.
+    pub broker: BrokerConfig,
+    /// Bounds on sessions.
+    pub limits: Limits,
+    /// Behaviour on SIGTERM.
+    pub drain: DrainConfig,
+    /// How long Redis may be away before the node is unready.
+    pub ready_grace: Duration,
+    /// Form of the log.
+    pub log_format: LogFormat,
+}
+
+/// Who carries the messages.
+#[derive(Clone, Debug)]
+pub enum BrokerConfig {
+    /// This process alone.
+    Embedded,
+    /// Redis.
+    Redis(RedisConfig),
+}
+
+/// How Redis is found and used.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// Where it is.
+    pub topology: TopologyConfig,
+    /// For Redis itself; Sentinels have their own.
+    pub credentials: Credentials,
+    /// Whether replicas get links too.
+    pub standby_subscriptions: bool,
+    /// A peer that is silent this long is given up.
+    pub heartbeat_timeout: Duration,
+    /// Every message is decided within this time.
+    pub send_timeout: Duration,
+}
+
+/// Where Redis is.
+#[derive(Clone, Debug)]
+pub enum TopologyConfig {
+    /// One server.
+    Fixed(Address),
+    /// Whatever the Sentinels say.
+    Sentinel {
+        /// The first ones; others are discovered.
+        sentinels: Vec<Address>,
+        /// The master's name.
+        master_name: String,
+        /// For the Sentinels themselves.
+        credentials: Credentials,
+    },
+}
+
+/// A `host:port` that is resolved anew on each connection, so that a moved host is found again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    /// A name or an IP address, IPv6 without brackets.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (host, port) = text.trim().rsplit_once(':').ok_or("expected host:port")?;
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or("the port must be 1 to 65535")?;
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner.strip_suffix(']').ok_or("an IPv6 address is written [::1]:6379")?,
+            None if host.contains(':') => return Err("an IPv6 address is written [::1]:6379"),
+            None => host,
+        };
+        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/' || c == '@') {
+            return Err("expected host:port, without scheme, user or spaces");
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+/// Bounds on sessions and connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// WebSockets at a time.
+    pub max_connections: usize,
+    /// Bytes of UTF-8 in a text.
+    pub max_text_bytes: usize,
+    /// Bytes in a WebSocket message.
+    pub max_frame_bytes: usize,
+    /// Unanswered sends of a session.
+    pub max_unanswered: usize,
+    /// Messages waiting for a reader.
+    pub outbox_messages: usize,
+    /// Bytes of text waiting for a reader.
+    pub outbox_bytes: usize,
+    /// Silence after which a client is pinged.
+    pub ping_interval: Duration,
+    /// Time for a client to take its bytes.
+    pub write_timeout: Duration,
+    /// Time for an HTTP request to arrive.
+    pub header_timeout: Duration,
+}
+
+#[cfg(test)]
+impl Limits {
+    /// Bounds for tests of outboxes.
+    pub(crate) fn small(outbox_messages: usize, outbox_bytes: usize) -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            max_connections: 1,
+            max_text_bytes: 1,
+            max_frame_bytes: 1,
+            max_unanswered: 1,
+            outbox_messages,
+            outbox_bytes,
+            ping_interval: second,
+            write_timeout: second,
+            header_timeout: second,
+        }
+    }
+}
+
+/// Behaviour on SIGTERM.
+#[derive(Clone, Copy, Debug)]
+pub struct DrainConfig {
+    /// Not ready, but serving.
+    pub delay: Duration,
+    /// Sessions are closed over this time.
+    pub window: Duration,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} error{}:\n{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
+pub struct ConfigErrors(Vec<String>);
+
+fn list(errors: &[String]) -> String {
+    let lines: Vec<_> = errors.iter().map(|error| format!("  - {error}")).collect();
+    lines.join("\n")
+}
+
+impl Config {
+    /// Checks `args` and reads the secrets. `variable` looks up an environment variable.
+    ///
+    /// # Errors
+    /// Every problem found, each naming its flag and variable. Values of secrets are never part of it.
+    pub fn new(args: &ServeArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
+        let mut check = Check { errors: Vec::new(), variable: &variable };
+        let config = check.config(args);
+        match config {
+            Some(config) if check.errors.is_empty() => Ok(config),
+            _ => Err(ConfigErrors(check.errors)),
+        }
+    }
+}
+
+struct Check<'a> {
+    errors: Vec<String>,
+    variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Check<'_> {
+    fn config(&mut self, args: &ServeArgs) -> Option<Config> {
+        let listen = self.parse("listen", &args.listen, "an address such as 0.0.0.0:8398");
+        let admin_listen = args.admin_listen.as_deref().filter(|text| !text.is_empty()).map(|text| {
+            self.parse("admin-listen", text, "an address such as 127.0.0.1:9398")
+        });
+        let send_timeout = self.duration("send-timeout", &args.send_timeout, Duration::from_millis(10));
+        let heartbeat_timeout =
+            self.duration("heartbeat-timeout", &args.heartbeat_timeout, Duration::from_millis(20));
+        let broker = self.broker(args, send_timeout, heartbeat_timeout);
+        let limits = self.limits(args);
+        let delay = self.duration("drain-delay", &args.drain_delay, Duration::ZERO);
+        let window = self.duration("drain-window", &args.drain_window, Duration::ZERO);
+        let ready_grace = self.duration("ready-grace", &args.ready_grace, Duration::ZERO);
+        let log_format = match args.log_format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => {
+                self.invalid("log-format", other, "text or json");
+                LogFormat::Text
+            }
+        };
+        let node_id = args.node_id.clone().filter(|id| !id.is_empty()).unwrap_or_else(default_node_id);
+        if node_id.len() > 128 || node_id.contains(char::is_whitespace) || node_id.contains(char::is_control) {
+            self.invalid("node-id", &node_id, "at most 128 bytes without spaces");
+        }
+        if self.errors.is_empty() {
+            Some(Config {
+                listen: listen?,
+                admin_listen: admin_listen.flatten(),
+                node_id,
+                broker: broker?,
+                limits: limits?,
+                drain: DrainConfig { delay: delay?, window: window? },
+                ready_grace: ready_grace?,
+                log_format,
+            })
+        } else {
+            None
+        }
+    }
+
+    fn limits(&mut self, args: &ServeArgs) -> Option<Limits> {
+        let ms = Duration::from_millis(1);
+        let max_connections = match &args.max_connections {
+            Some(text) if !text.is_empty() => self.count("max-connections", text),
+            _ => Some(connections_from_descriptors()),
+        };
+        let limits = Limits {
+            max_connections: max_connections.unwrap_or(1),
+            max_text_bytes: self.count("max-text-bytes", &args.max_text_bytes).unwrap_or(1),
+            max_frame_bytes: self.count("max-frame-bytes", &args.max_frame_bytes).unwrap_or(usize::MAX),
+            max_unanswered: self.count("max-unanswered", &args.max_unanswered).unwrap_or(1),
+            outbox_messages: self.count("outbox-messages", &args.outbox_messages).unwrap_or(1),
+            outbox_bytes: self.count("outbox-bytes", &args.outbox_bytes).unwrap_or(usize::MAX),
+            ping_interval: self.duration("ping-interval", &args.ping_interval, ms).unwrap_or(ms),
+            write_timeout: self.duration("write-timeout", &args.write_timeout, ms).unwrap_or(ms),
+            header_timeout: self.duration("header-timeout", &args.header_timeout, ms).unwrap_or(ms),
+        };
+        if limits.max_frame_bytes < limits.max_text_bytes.saturating_add(512) {
+            self.invalid(
+                "max-frame-bytes",
+                &args.max_frame_bytes,
+                "at least 512 more than --max-text-bytes, for the JSON around the text",
+            );
+        }
+        if limits.outbox_bytes < limits.max_text_bytes {
+            self.invalid("outbox-bytes", &args.outbox_bytes, "at least --max-text-bytes");
+        }
+        self.errors.is_empty().then_some(limits)
+    }
+
+    fn broker(
+        &mut self,
+        args: &ServeArgs,
+        send_timeout: Option<Duration>,
+        heartbeat_timeout: Option<Duration>,
+    ) -> Option<BrokerConfig> {
+        let standby_subscriptions = match args.standby_subscriptions.as_str() {
+            "true" | "1" | "yes" | "on" => true,
+            "false" | "0" | "no" | "off" => false,
+            other => {
+                self.invalid("standby-subscriptions", other, "true or false");
+                return None;
+            }
+        };
+        let credentials = self.credentials("redis", &args.redis_username, &args.redis_password_file);
+        let sentinel_credentials =
+            self.credentials("sentinel", &args.sentinel_username, &args.sentinel_password_file);
+        let given = |value: &Option<String>| value.clone().filter(|text| !text.trim().is_empty());
+        let topology = match (given(&args.redis), given(&args.sentinels)) {
+            (None, None) => return Some(BrokerConfig::Embedded),
+            (Some(_), Some(_)) => {
+                self.errors.push(
+                    "--redis (TEXTO_REDIS) and --sentinels (TEXTO_SENTINELS) exclude each other: give the \
+                     Sentinels to follow failovers, or the one Redis to use without them"
+                        .to_owned(),
+                );
+                return None;
+            }
+            (Some(redis), None) => TopologyConfig::Fixed(self.address("redis", &redis)?),
+            (None, Some(list)) => {
+                let parts = list.split(',').map(str::trim).filter(|part| !part.is_empty());
+                let sentinels: BTreeSet<_> = parts.filter_map(|part| self.address("sentinels", part)).collect();
+                if args.master_name.is_empty() || args.master_name.contains(char::is_whitespace) {
+                    self.invalid("master-name", &args.master_name, "the name in `sentinel monitor`");
+                }
+                TopologyConfig::Sentinel {
+                    sentinels: sentinels.into_iter().collect(),
+                    master_name: args.master_name.clone(),
+                    credentials: sentinel_credentials?,
+                }
+            }
+        };
+        Some(BrokerConfig::Redis(RedisConfig {
+            topology,
+            credentials: credentials?,
+            standby_subscriptions,
+            heartbeat_timeout: heartbeat_timeout?,
+            send_timeout: send_timeout?,
+        }))
+    }
+
+    /// Reads the password of `peer` ("redis" or "sentinel") from its variable or its file.
+    fn credentials(
+        &mut self,
+        peer: &str,
+        username: &Option<String>,
+        file: &Option<String>,
+    ) -> Option<Credentials> {
+        let username = username.clone().filter(|name| !name.is_empty());
+        let name = format!("TEXTO_{}_PASSWORD", peer.to_uppercase());
+        let direct = (self.variable)(&name).filter(|value| !value.is_empty());
+        let password = match (direct, file.as_deref().filter(|path| !path.is_empty())) {
+            (Some(_), Some(_)) => {
+                self.errors.push(format!("{name} and {name}_FILE exclude each other: set one of them"));
+                return None;
+            }
+            (Some(value), None) => Some(Secret::new(value)),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => Some(Secret::new(text.trim_end_matches(['\r', '\n']))),
+                Err(error) => {
+                    self.errors.push(format!(
+                        "--{peer}-password-file ({name}_FILE): can't read the file {path:?}: {error}"
+                    ));
+                    return None;
+                }
+            },
+            (None, None) => None,
+        };
+        if username.is_some() && password.is_none() {
+            self.errors.push(format!(
+                "--{peer}-username (TEXTO_{}_USERNAME) is given without a password: set {name} or {name}_FILE",
+                peer.to_uppercase()
+            ));
+        }
+        Some(Credentials { username, password })
+    }
+
+    fn address(&mut self, flag: &str, text: &str) -> Option<Address> {
+        match text.parse() {
+            Ok(address) => Some(address),
+            Err(reason) => {
+                self.invalid(flag, text, reason);
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, flag: &str, text: &str) -> Option<usize> {
+        let count = self.parse(flag, text, "a whole number from 1")?;
+        if count == 0 {
+            self.invalid(flag, text, "a whole number from 1");
+            return None;
+        }
+        Some(count)
+    }
+
+    fn duration(&mut self, flag: &str, text: &str, least: Duration) -> Option<Duration> {
+        let most = Duration::from_secs(24 * 3600);
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration >= least && duration <= most => Some(duration),
+            Ok(_) => {
+                self.invalid(flag, text, &format!("a duration from {least:?} to 24h"));
+                None
+            }
+            Err(_) => {
+                self.invalid(flag, text, "a duration with a unit, such as 500ms, 5s or 2m");
+                None
+            }
+        }
+    }
+
+    fn parse<T: FromStr>(&mut self, flag: &str, text: &str, expected: &str) -> Option<T> {
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(_) => {
+                self.invalid(flag, text, expected);
+                None
+            }
+        }
+    }
+
+    fn invalid(&mut self, flag: &str, value: &str, expected: &str) {
+        let variable = flag.to_uppercase().replace('-', "_");
+        self.errors.push(format!("--{flag} (TEXTO_{variable}): {value:?} is not valid: {expected}"));
+    }
+}
+
+fn default_node_id() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let host = if host.is_empty() { "texto" } else { host };
+    format!("{host}-{:04x}", fastrand::u16(..))
+}
+
+/// Raises the soft descriptor limit to the hard one and leaves a reserve of it.
+fn connections_from_descriptors() -> usize {
+    let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+    let most = limit.saturating_sub(DESCRIPTOR_RESERVE).max(limit / 2).max(1);
+    usize::try_from(most).unwrap_or(usize::MAX).min(1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
+
+    fn config(args: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
+        let cli = Cli::parse_from(std::iter::once(&"texto").chain(args));
+        let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        Config::new(&cli.serve, find).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn the_embedded_broker_is_the_default() {
+        let config = config(&[], &[]).unwrap();
+        assert!(matches!(config.broker, BrokerConfig::Embedded));
+        assert_eq!(config.listen, "0.0.0.0:8398".parse().unwrap());
+        assert_eq!(config.limits.max_text_bytes, 16384);
+    }
+
+    #[test]
+    fn every_error_is_reported_at_once_with_flag_and_variable() {
+        let errors = config(
+            &["--listen", "nonsense", "--send-timeout", "5", "--redis", "a:1", "--sentinels", "b:2", "--max-text-bytes", "0"],
+            &[],
+        )
+        .unwrap_err();
+        for part in ["4 errors", "--listen (TEXTO_LISTEN)", "TEXTO_SEND_TIMEOUT", "exclude each other", "TEXTO_MAX_TEXT_BYTES"] {
+            assert!(errors.contains(part), "{part} is not in: {errors}");
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_variable_or_file_and_are_not_shown() {
+        let shown = format!("{:?}", config(&["--redis", "r:6379"], &[("TEXTO_REDIS_PASSWORD", "hunter2")]).unwrap());
+        assert!(shown.contains("Secret(…)") && !shown.contains("hunter2"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "hunter3\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let read = config(&["--redis", "r:6379", "--redis-password-file", path], &[]).unwrap();
+        let BrokerConfig::Redis(redis) = read.broker else { panic!("not Redis") };
+        assert_eq!(redis.credentials.password, Some(Secret::new("hunter3")));
+        let both = config(&["--redis-password-file", path], &[("TEXTO_REDIS_PASSWORD", "hunter2")]).unwrap_err();
+        assert!(both.contains("TEXTO_REDIS_PASSWORD_FILE") && !both.contains("hunter"));
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!("[::1]:6379".parse::<Address>().unwrap().to_string(), "[::1]:6379");
+        assert_eq!(" redis-0:6379".parse::<Address>().unwrap().host, "redis-0");
+        for bad in ["redis", "redis:0", "redis:99999", "redis://h:1", "::1:6379", ":1", "u@h:1"] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Owns the end of a gateway: how its sessions are told, at which pace, and when it is over.
+//!
+//! ```text
+//! Serving ──SIGTERM──▶ Draining ──delay──▶ Closing ──window──▶ Stopped
+//!    └──────────────────── SIGINT, or a second signal ────────────▲
+//! ```
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::DrainConfig;
+use crate::health::{Health, Lifecycle};
+use crate::outbox::CloseOrder;
+use crate::registry::Registry;
+
+/// What a session gets to finish after it was told: its unanswered sends and its farewell.
+const LAST: Duration = Duration::from_secs(4);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The signals that end a gateway.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Drain: nobody is to lose anything.
+    pub drain: CancellationToken,
+    /// Stop: now.
+    pub stop: CancellationToken,
+}
+
+/// Waits for a signal, then sees the sessions off. Returns when all are gone, or told to be, within
+/// the delay, the window and a few seconds; it never waits for Redis.
+pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, registry: &Registry) {
+    tokio::select! {
+        () = shutdown.stop.cancelled() => {}
+        () = shutdown.drain.cancelled() => {
+            tokio::select! {
+                () = shutdown.stop.cancelled() => {}
+                () = drain(config, health, registry) => {}
+            }
+        }
+    }
+    health.advance(Lifecycle::Stopped);
+    for client in registry.clients() {
+        registry.close(client, CloseOrder::Stop);
+    }
+}
+
+async fn drain(config: DrainConfig, health: &Health, registry: &Registry) {
+    health.advance(Lifecycle::Draining);
+    info!(sessions = registry.len(), delay = ?config.delay, window = ?config.window, "draining: not ready any more");
+    sleep(config.delay).await;
+
+    health.advance(Lifecycle::Closing);
+    let mut clients = registry.clients();
+    fastrand::shuffle(&mut clients);
+    info!(sessions = clients.len(), "draining: closing sessions");
+    // One in each slice of the window, at a random place in it: the other nodes get an even stream.
+    let began = Instant::now();
+    let slice = config.window / u32::try_from(clients.len().max(1)).unwrap_or(u32::MAX);
+    for (client, at) in clients.into_iter().zip(0_u32..) {
+        let due = slice.saturating_mul(at) + slice.mul_f64(fastrand::f64());
+        // Many at a time rather than a timer for each, when slices are short.
+        if due > began.elapsed() + LOOK {
+            sleep_until(began + due).await;
+        }
+        registry.close(client, CloseOrder::Drain);
+    }
+    let end = Instant::now() + LAST;
+    while !registry.is_empty() && Instant::now() < end {
+        for client in registry.clients() {
+            registry.close(client, CloseOrder::Drain); // Whoever came in at the last moment.
+        }
+        sleep(LOOK).await;
+    }
+}

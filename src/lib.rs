@@ -1,0 +1,34 @@
+//! Texto: a gateway that carries messages between WebSocket clients over Redis, and keeps its word
+//! while servers die.
+//!
+//! Data flows one way: socket → [`session`] → [`protocol`] → [`broker`] → Redis → [`broker`] →
+//! [`registry`] → [`outbox`] → [`session`] → socket.
+//!
+//! Invariants, absences too:
+//! - Only [`protocol`] knows the JSON of a frame. Only [`broker::redis`] and [`sentinel`] know Redis.
+//! - Nothing in [`registry`] and [`outbox`] awaits; nothing there can be filled without bound.
+//! - Every `send` is answered once: the duty is a value ([`outbox::ReplyTo`]) that answers when dropped.
+//! - [`broker::redis::publisher`] and [`sentinel::machine`] decide without sockets and without a clock.
+//! - Nothing is global: two gateways live in one process.
+//! - Every wait on the network has a deadline, and every task belongs to a tracker that a drain waits for.
+
+pub mod cli;
+pub mod config;
+pub mod secret;
+
+pub mod server;
+pub mod http;
+pub mod websocket;
+pub mod session;
+pub mod protocol;
+pub mod outbox;
+pub mod registry;
+
+pub mod broker;
+pub mod sentinel;
+pub mod backoff;
+
+pub mod drain;
+pub mod health;
+pub mod healthcheck;
+pub mod metrics;

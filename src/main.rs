@@ -1,0 +1,90 @@
+//! The program: arguments, logging, signals, exit code. Everything else is in the library.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use texto::cli::{Cli, Command, ServeArgs};
+use texto::config::{Config, LogFormat};
+use texto::drain::Shutdown;
+use texto::{healthcheck, server};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The exit code for a configuration that can't be used, as in sysexits.h (EX_CONFIG).
+const EXIT_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Healthcheck(args)) => match healthcheck::run(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&format!("{error}"), 1),
+        },
+        Some(Command::Serve(args)) => serve(&args),
+        None => serve(&cli.serve),
+    }
+}
+
+fn fail(text: &str, code: u8) -> ExitCode {
+    // Standard error may be closed; the exit code says enough then.
+    let _ = writeln!(std::io::stderr(), "texto: {text}");
+    ExitCode::from(code)
+}
+
+fn serve(args: &ServeArgs) -> ExitCode {
+    let config = match Config::new(args, |name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(errors) => return fail(&errors.to_string(), EXIT_CONFIG),
+    };
+    start_logging(config.log_format);
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{error:#}"), 1),
+    }
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("TEXTO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config) -> anyhow::Result<()> {
+    let listener = bind(config.listen, "--listen (TEXTO_LISTEN)").await?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(bind(address, "--admin-listen (TEXTO_ADMIN_LISTEN)").await?),
+        None => None,
+    };
+    let shutdown = Shutdown::default();
+    let signalled = shutdown.clone();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signals = async move {
+        tokio::select! {
+            _ = interrupt.recv() => signalled.stop.cancel(),
+            _ = terminate.recv() => signalled.drain.cancel(),
+        }
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        signalled.stop.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = server::run(config, listener, admin, shutdown) => Ok(result?),
+        () = signals => Ok(()),
+    }
+}
+
+async fn bind(address: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    bound.with_context(|| format!("can't listen on {address}, given by {flag}: is it in use?"))
+}

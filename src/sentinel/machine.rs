@@ -1,0 +1,307 @@
+//! Owns the decision what the Sentinels' answers mean. Pure: no sockets, no clock.
+//!
+//! The answer with the highest configuration epoch wins, and an older epoch never comes back: a
+//! Sentinel that was cut off or frozen cannot lead a gateway back to a demoted master.
+//! (Redis documentation, "Sentinel: configuration epochs and propagation".)
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::Address;
+
+/// Which Redis servers there are, as far as the Sentinels know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// The master.
+    pub master: Option<Address>,
+    /// The configuration epoch in which it became master.
+    pub epoch: u64,
+    /// Whether most Sentinels hold the master for dead.
+    pub master_down: bool,
+    /// Its replicas, dead ones and former masters too.
+    pub replicas: Vec<Replica>,
+}
+
+/// A replica.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Replica {
+    /// Its address.
+    pub address: Address,
+    /// Whether most Sentinels hold it for dead.
+    pub down: bool,
+}
+
+impl Topology {
+    /// Whether the server at `address` ought to answer.
+    pub fn expects(&self, address: &Address) -> bool {
+        let master = self.master.as_ref() == Some(address) && !self.master_down;
+        master || self.replicas.iter().any(|replica| replica.address == *address && !replica.down)
+    }
+}
+
+/// One Sentinel's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The Sentinel's own run id, if it told.
+    pub id: Option<String>,
+    /// The master.
+    pub master: Address,
+    /// Its configuration epoch.
+    pub epoch: u64,
+    /// Whether it holds the master for dead.
+    pub master_down: bool,
+    /// The replicas.
+    pub replicas: Vec<Replica>,
+    /// The other Sentinels: run id and address.
+    pub sentinels: Vec<(String, Address)>,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A Sentinel answered.
+    Answered(Address, View),
+    /// A Sentinel can't be asked.
+    Lost(Address),
+}
+
+/// What follows from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actions {
+    /// The topology is another one now.
+    pub changed: bool,
+    /// Sentinels to be asked from now on.
+    pub watch: Vec<Address>,
+    /// Sentinels not to be asked any more.
+    pub forget: Vec<Address>,
+}
+
+/// What is known of all Sentinels, and what follows from it.
+#[derive(Debug)]
+pub struct Machine {
+    topology: Topology,
+    sentinels: BTreeMap<Address, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    configured: bool,
+    id: Option<String>,
+    view: Option<View>,
+}
+
+impl Machine {
+    /// Starts with the Sentinels that the configuration names.
+    pub fn new(configured: &[Address]) -> Self {
+        let known = |address: &Address| (address.clone(), Known { configured: true, id: None, view: None });
+        Self { topology: Topology::default(), sentinels: configured.iter().map(known).collect() }
+    }
+
+    /// The topology as it follows from all answers so far.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Takes an event in.
+    pub fn apply(&mut self, event: Event) -> Actions {
+        let mut actions = Actions::default();
+        match event {
+            Event::Answered(sentinel, view) => {
+                let Some(known) = self.sentinels.get_mut(&sentinel) else {
+                    return actions; // Forgotten a moment ago.
+                };
+                known.id.clone_from(&view.id);
+                known.view = Some(view.clone());
+                self.learn_sentinels(&sentinel, &view, &mut actions);
+            }
+            Event::Lost(sentinel) => {
+                let Some(known) = self.sentinels.get_mut(&sentinel) else { return actions };
+                known.view = None;
+                let named = self.views().any(|view| view.sentinels.iter().any(|(_, other)| *other == sentinel));
+                if self.sentinels.get(&sentinel).is_some_and(|known| !known.configured) && !named {
+                    self.sentinels.remove(&sentinel);
+                    actions.forget.push(sentinel);
+                }
+            }
+        }
+        let topology = self.decide();
+        actions.changed = topology != self.topology;
+        self.topology = topology;
+        actions
+    }
+
+    fn views(&self) -> impl Iterator<Item = &View> {
+        self.sentinels.values().filter_map(|known| known.view.as_ref())
+    }
+
+    /// A Sentinel is known once, whether by the name in the configuration or by what others call it.
+    fn learn_sentinels(&mut self, from: &Address, view: &View, actions: &mut Actions) {
+        if let Some(id) = &view.id {
+            let twins: Vec<Address> = self.sentinels.iter()
+                .filter(|(address, known)| *address != from && known.id.as_ref() == Some(id))
+                .map(|(address, _)| address.clone())
+                .collect();
+            for twin in twins {
+                let drop_twin = self.sentinels.get(&twin).is_some_and(|known| !known.configured);
+                let dropped = if drop_twin { twin } else { from.clone() };
+                if self.sentinels.get(&dropped).is_some_and(|known| !known.configured) {
+                    self.sentinels.remove(&dropped);
+                    actions.forget.push(dropped);
+                }
+            }
+        }
+        for (id, address) in &view.sentinels {
+            let known = self.sentinels.contains_key(address)
+                || self.sentinels.values().any(|known| known.id.as_ref() == Some(id));
+            if !known {
+                let new = Known { configured: false, id: Some(id.clone()), view: None };
+                self.sentinels.insert(address.clone(), new);
+                actions.watch.push(address.clone());
+            }
+        }
+    }
+
+    fn decide(&self) -> Topology {
+        let epoch = self.views().map(|view| view.epoch).max().unwrap_or(0).max(self.topology.epoch);
+        let current: Vec<&View> = self.views().filter(|view| view.epoch == epoch).collect();
+        let Some(first) = current.first() else {
+            return self.topology.clone(); // Nobody who can be asked knows better than we do.
+        };
+        let names = |address: &Address| current.iter().filter(|view| view.master == *address).count();
+        // Within an epoch there is one master; should Sentinels differ all the same, most of them win,
+        // and the one in use stays where they are even.
+        let masters: BTreeSet<&Address> = current.iter().map(|view| &view.master).collect();
+        let best = masters.into_iter().max_by_key(|address| names(address)).unwrap_or(&first.master);
+        let master = match &self.topology.master {
+            Some(held) if self.topology.epoch == epoch && names(held) >= names(best) => held,
+            Some(held) if self.topology.epoch == epoch && names(best) * 2 <= current.len() => held,
+            _ => best,
+        };
+        let mut agreeing: Vec<&View> = current.iter().copied().filter(|view| view.master == *master).collect();
+        if agreeing.is_empty() {
+            agreeing = current;
+        }
+        let most = |count: usize| count * 2 > agreeing.len();
+        let addresses: BTreeSet<&Address> =
+            agreeing.iter().flat_map(|view| view.replicas.iter().map(|replica| &replica.address)).collect();
+        let replicas = addresses.into_iter().filter(|address| *address != master).map(|address| {
+            let down = |view: &&&View| view.replicas.iter().any(|r| r.address == *address && r.down);
+            Replica { address: address.clone(), down: most(agreeing.iter().filter(down).count()) }
+        });
+        Topology {
+            master: Some(master.clone()),
+            epoch,
+            master_down: most(agreeing.iter().filter(|view| view.master_down).count()),
+            replicas: replicas.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn address(port: u16) -> Address {
+        Address { host: "10.0.0.1".to_owned(), port }
+    }
+
+    fn view(master: u16, epoch: u64) -> View {
+        View { id: None, master: address(master), epoch, master_down: false, replicas: vec![], sentinels: vec![] }
+    }
+
+    fn machine() -> Machine {
+        Machine::new(&[address(1), address(2), address(3)])
+    }
+
+    fn answered(from: u16, view: View) -> Event {
+        Event::Answered(address(from), view)
+    }
+
+    #[test]
+    fn the_highest_epoch_wins_and_stays() {
+        let mut machine = machine();
+        assert!(machine.apply(answered(1, view(6379, 4))).changed);
+        assert!(machine.apply(answered(2, view(6380, 5))).changed);
+        assert!(!machine.apply(answered(1, view(6379, 4))).changed, "a stale Sentinel");
+        assert!(!machine.apply(Event::Lost(address(2))).changed, "the one who knew is gone");
+        assert!(!machine.apply(answered(3, view(6379, 4))).changed);
+        assert_eq!(machine.topology().master, Some(address(6380)));
+    }
+
+    #[test]
+    fn replicas_are_down_when_most_say_so() {
+        let mut machine = machine();
+        let with = |down| View { replicas: vec![Replica { address: address(6380), down }], ..view(6379, 1) };
+        machine.apply(answered(1, with(true)));
+        assert!(!machine.topology().expects(&address(6380)));
+        machine.apply(answered(2, with(false)));
+        assert!(machine.topology().expects(&address(6380)));
+        machine.apply(answered(3, with(true)));
+        assert!(!machine.topology().expects(&address(6380)));
+        assert!(machine.topology().expects(&address(6379)));
+        assert!(!machine.topology().expects(&address(1)));
+    }
+
+    #[test]
+    fn a_sentinel_is_known_once_by_whatever_name() {
+        let mut machine = Machine::new(&[address(1)]);
+        let peers = vec![("b".to_owned(), address(2)), ("a".to_owned(), address(9))];
+        let first = View { id: Some("a".to_owned()), sentinels: peers, ..view(6379, 1) };
+        assert_eq!(machine.apply(answered(1, first)).watch, [address(2)], "it names another and itself");
+
+        // Two names in the configuration and a discovered third one, all for the same Sentinel.
+        let mut machine = Machine::new(&[address(1), address(7)]);
+        let named = View { sentinels: vec![("a".to_owned(), address(9))], ..view(6379, 1) };
+        assert_eq!(machine.apply(answered(7, named)).watch, [address(9)]);
+        let same = |from| answered(from, View { id: Some("a".to_owned()), ..view(6379, 1) });
+        assert!(machine.apply(same(9)).forget.is_empty());
+        assert_eq!(machine.apply(same(1)).forget, [address(9)], "the name in the configuration stays");
+        let named = View { sentinels: vec![("b".to_owned(), address(2))], ..view(6379, 1) };
+        assert_eq!(machine.apply(answered(7, named)).watch, [address(2)]);
+        let gone = machine.apply(Event::Lost(address(2)));
+        assert!(gone.forget.is_empty(), "others still name it");
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order: the epoch never falls, the master changes within an epoch
+        /// only against a majority, and nobody is replica of itself.
+        #[test]
+        fn an_older_epoch_never_comes_back(
+            events in proptest::collection::vec((1..4_u16, 0..6_u64, any::<bool>()), 1..80),
+        ) {
+            let mut machine = machine();
+            let mut newest = 0;
+            for (from, epoch, lost) in events {
+                let before = machine.topology().clone();
+                // Within an epoch Sentinels agree on the master, as Redis promises.
+                let master = 6379 + epoch as u16;
+                machine.apply(if lost { Event::Lost(address(from)) } else { answered(from, view(master, epoch)) });
+                if !lost {
+                    newest = newest.max(epoch);
+                }
+                let now = machine.topology();
+                prop_assert!(now.epoch >= before.epoch);
+                if now.master.is_some() {
+                    prop_assert_eq!(now.epoch, newest);
+                    prop_assert_eq!(now.master.clone(), Some(address(6379 + newest as u16)));
+                }
+            }
+        }
+
+        /// Even Sentinels that contradict each other within an epoch can't bring an older one back.
+        #[test]
+        fn contradictions_do_not_break_the_order(
+            events in proptest::collection::vec((1..4_u16, 6379..6383_u16, 0..4_u64), 1..80),
+        ) {
+            let mut machine = machine();
+            let mut epoch = 0;
+            for (from, master, at) in events {
+                machine.apply(answered(from, View { replicas: vec![Replica { address: address(master), down: false }], ..view(master, at) }));
+                let now = machine.topology();
+                prop_assert!(now.epoch >= epoch);
+                prop_assert!(now.replicas.iter().all(|replica| Some(&replica.address) != now.master.as_ref()));
+                epoch = now.epoch;
+            }
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Owns the conversations with the Sentinels: one task each, all feeding one [`Machine`].
+//!
+//! Events are hints only. On each, and on a period, every Sentinel is asked for the truth; a frozen
+//! one delays nobody, since nobody waits for it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
+    RedisConnectionInfo, RedisError, Value,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::machine::{Event, Machine, Replica, Topology, View};
+use crate::backoff::Backoff;
+use crate::broker::SentinelStatus;
+use crate::config::Address;
+use crate::metrics::Metrics;
+use crate::secret::Credentials;
+
+/// The events that say that something is going on or over.
+const EVENTS: [&str; 13] = [
+    "+switch-master",
+    "+sdown",
+    "-sdown",
+    "+odown",
+    "-odown",
+    "+slave",
+    "+sentinel",
+    "+reboot",
+    "+tilt",
+    "-tilt",
+    "+try-failover",
+    "+promoted-slave",
+    "+config-update-from",
+];
+/// How often a Sentinel is asked in quiet times, and for how long how often in others.
+const PERIOD: Duration = Duration::from_secs(1);
+const ALERT_PERIOD: Duration = Duration::from_millis(200);
+const ALERT: Duration = Duration::from_secs(5);
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MOST: Duration = Duration::from_secs(2);
+
+/// Watches all Sentinels of one master. A cheap handle.
+#[derive(Clone, Debug)]
+pub struct Watcher {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    master_name: String,
+    credentials: Credentials,
+    limit: Duration,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    machine: Mutex<Machine>,
+    topology: watch::Sender<Topology>,
+    /// Counts hints; each Sentinel's task asks anew when it grows.
+    hints: watch::Sender<u64>,
+    alarm: Notify,
+    alert_until: Mutex<Instant>,
+    failover_logged: Mutex<Option<Instant>>,
+    sentinels: Mutex<BTreeMap<Address, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    cancel: CancellationToken,
+    reachable: bool,
+    reason: Option<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No state is left half-changed by the code that holds these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a Sentinel can't be used, in words for an operator.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("it does not know a master named {0:?}: check --master-name (TEXTO_MASTER_NAME)")]
+    UnknownMaster(String),
+    #[error("it refused the credentials ({0}): check TEXTO_SENTINEL_USERNAME and TEXTO_SENTINEL_PASSWORD or its _FILE")]
+    Refused(String),
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    #[error("its answer makes no sense: {0}")]
+    Nonsense(&'static str),
+    #[error("the connection was lost")]
+    Closed,
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Watcher {
+    /// Starts to watch `master_name`. Each step on the network takes `limit` at most. Its tasks run on
+    /// `tasks` until `cancel`.
+    pub fn start(
+        sentinels: &[Address],
+        master_name: &str,
+        credentials: &Credentials,
+        limit: Duration,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            master_name: master_name.to_owned(),
+            credentials: credentials.clone(),
+            limit,
+            metrics,
+            tasks: tasks.clone(),
+            cancel: cancel.clone(),
+            machine: Mutex::new(Machine::new(sentinels)),
+            topology: watch::channel(Topology::default()).0,
+            hints: watch::channel(0).0,
+            alarm: Notify::new(),
+            alert_until: Mutex::new(Instant::now()),
+            failover_logged: Mutex::default(),
+            sentinels: Mutex::default(),
+        });
+        for address in sentinels {
+            shared.clone().watch(address.clone());
+        }
+        Self { shared }
+    }
+
+    /// The topology, as it changes.
+    pub fn topology(&self) -> watch::Receiver<Topology> {
+        self.shared.topology.subscribe()
+    }
+
+    /// Asks every Sentinel now: something looks wrong from here.
+    pub fn ask_now(&self) {
+        self.shared.alert();
+    }
+
+    /// Waits until a Sentinel says that something is going on. Cancel safe.
+    pub async fn alarmed(&self) {
+        self.shared.alarm.notified().await;
+    }
+
+    /// Each Sentinel's state, and a problem if there is one.
+    pub fn status(&self) -> (Vec<SentinelStatus>, Option<String>) {
+        let known = lock(&self.shared.sentinels);
+        let status = known.iter().map(|(address, known)| SentinelStatus {
+            address: address.to_string(),
+            reachable: known.reachable,
+            reason: known.reason.clone(),
+        });
+        let problem =
+            known.iter().find_map(|(address, known)| Some(format!("Sentinel {address}: {}", known.reason.as_ref()?)));
+        (status.collect(), problem)
+    }
+}
+
+impl Shared {
+    fn alert(&self) {
+        *lock(&self.alert_until) = Instant::now() + ALERT;
+        self.hints.send_modify(|count| *count += 1);
+    }
+
+    fn watch(self: Arc<Self>, address: Address) {
+        let cancel = self.cancel.child_token();
+        let known = Known { cancel: cancel.clone(), reachable: false, reason: None };
+        lock(&self.sentinels).insert(address.clone(), known);
+        self.tasks.clone().spawn(async move {
+            cancel.run_until_cancelled(self.converse(&address)).await;
+            let label = address.to_string();
+            drop(self.metrics.sentinel_up.remove_label_values(&[label.as_str()]));
+        });
+    }
+
+    /// Asks one Sentinel again and again; returns never.
+    async fn converse(self: &Arc<Self>, address: &Address) {
+        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
+        loop {
+            tokio::time::sleep(backoff.next_delay()).await;
+            let reason = match self.converse_inner(address, &mut backoff).await {
+                Ok(never) => match never {},
+                Err(reason) => reason,
+            };
+            self.note(address, Some(&reason));
+            self.apply(Event::Lost(address.clone()));
+        }
+    }
+
+    async fn converse_inner(
+        self: &Arc<Self>,
+        address: &Address,
+        backoff: &mut Backoff,
+    ) -> Result<std::convert::Infallible, AskError> {
+        let lost = Arc::new(Notify::new());
+        let mut connection = self.connect(address, lost.clone()).await?;
+        let mut hints = self.hints.subscribe();
+        self.within(connection.subscribe(EVENTS.as_slice())).await?;
+        loop {
+            let view = self.ask(&mut connection).await?;
+            backoff.reset();
+            self.note(address, None);
+            self.apply(Event::Answered(address.clone(), view));
+            let alert = Instant::now() < *lock(&self.alert_until);
+            tokio::select! {
+                () = tokio::time::sleep(if alert { ALERT_PERIOD } else { PERIOD }) => {}
+                _ = hints.changed() => {}
+                () = lost.notified() => return Err(AskError::Closed),
+            }
+        }
+    }
+
+    async fn connect(self: &Arc<Self>, address: &Address, lost: Arc<Notify>) -> Result<MultiplexedConnection, AskError> {
+        let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
+        if let Some(username) = &self.credentials.username {
+            settings = settings.set_username(username);
+        }
+        if let Some(password) = &self.credentials.password {
+            settings = settings.set_password(password.expose());
+        }
+        let info: ConnectionInfo = ConnectionAddr::Tcp(address.host.clone(), address.port)
+            .into_connection_info()
+            .map_err(|error| AskError::Other(error.to_string()))?
+            .set_redis_settings(settings);
+        let client = redis::Client::open(info).map_err(|error| AskError::Other(error.to_string()))?;
+        let shared = Arc::downgrade(self);
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.limit))
+            .set_response_timeout(Some(self.limit))
+            .set_push_sender(move |push: PushInfo| {
+                match push.kind {
+                    PushKind::Disconnection => lost.notify_one(),
+                    PushKind::Message => {
+                        if let Some(shared) = shared.upgrade() {
+                            shared.hint(&push.data);
+                        }
+                    }
+                    _ => {}
+                }
+                Ok::<(), std::convert::Infallible>(())
+            });
+        self.within(client.get_multiplexed_async_connection_with_config(&config)).await
+    }
+
+    async fn within<T>(&self, step: impl Future<Output = Result<T, RedisError>>) -> Result<T, AskError> {
+        match tokio::time::timeout(self.limit, step).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) if error.is_timeout() => Err(AskError::Silent(self.limit)),
+            Ok(Err(error)) => {
+                let text = error.to_string();
+                let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication failed"];
+                let refused = refused.iter().any(|word| text.contains(word))
+                    || text.contains("without any password configured");
+                Err(if refused { AskError::Refused(text) } else { AskError::Other(text) })
+            }
+            Err(_) => Err(AskError::Silent(self.limit)),
+        }
+    }
+
+    /// A Sentinel published an event: `[channel, payload]`.
+    fn hint(&self, data: &[Value]) {
+        let text = |at: usize| match data.get(at) {
+            Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+            Some(Value::SimpleString(text)) => text.clone(),
+            _ => String::new(),
+        };
+        let (event, details) = (text(0), text(1));
+        let ours = event.ends_with("tilt") || details.split(' ').any(|word| word == self.master_name);
+        if !ours {
+            return;
+        }
+        let about_master = details.starts_with(&format!("master {} ", self.master_name));
+        if about_master && matches!(event.as_str(), "+odown" | "+try-failover") {
+            let mut logged = lock(&self.failover_logged);
+            let now = Instant::now();
+            if logged.is_none_or(|at| now.saturating_duration_since(at) > ALERT) {
+                *logged = Some(now);
+                info!(master = %self.master_name, %event, "failover begun");
+            }
+        }
+        // A replica that some Sentinel finds dead or alive again moves nobody; all else might.
+        if !matches!(event.as_str(), "+sentinel" | "+tilt" | "-tilt") {
+            self.alarm.notify_one();
+        }
+        self.alert();
+    }
+
+    async fn ask(&self, connection: &mut MultiplexedConnection) -> Result<View, AskError> {
+        let name = &self.master_name;
+        let sentinel = |what: &str| {
+            let mut command = redis::cmd("SENTINEL");
+            command.arg(what);
+            command
+        };
+        let master = self.within(sentinel("MASTER").arg(name).query_async::<HashMap<String, String>>(connection)).await;
+        let master = match master {
+            Err(AskError::Other(text)) if text.contains("No such master") => {
+                return Err(AskError::UnknownMaster(name.clone()));
+            }
+            other => other?,
+        };
+        type Rows = Vec<HashMap<String, String>>;
+        let replicas: Rows = self.within(sentinel("REPLICAS").arg(name).query_async(connection)).await?;
+        let sentinels: Rows = self.within(sentinel("SENTINELS").arg(name).query_async(connection)).await?;
+        // Not every version, and not every ACL, has it; without it a Sentinel may be known twice.
+        let id = self.within(sentinel("MYID").query_async::<String>(connection)).await.ok();
+        let epoch = master.get("config-epoch").and_then(|text| text.parse().ok());
+        Ok(View {
+            id,
+            master: row_address(&master).ok_or(AskError::Nonsense("no address of the master"))?,
+            epoch: epoch.ok_or(AskError::Nonsense("no config-epoch"))?,
+            master_down: row_down(&master),
+            replicas: replicas
+                .iter()
+                .filter_map(|row| Some(Replica { address: row_address(row)?, down: row_down(row) }))
+                .collect(),
+            sentinels: sentinels
+                .iter()
+                .filter_map(|row| Some((row.get("runid").filter(|id| !id.is_empty())?.clone(), row_address(row)?)))
+                .collect(),
+        })
+    }
+
+    /// Notes that a Sentinel answers, or why not; one line in the log for each change.
+    fn note(&self, address: &Address, problem: Option<&AskError>) {
+        let mut sentinels = lock(&self.sentinels);
+        let Some(known) = sentinels.get_mut(address) else { return };
+        let reason = problem.map(ToString::to_string);
+        if known.reachable == problem.is_none() && known.reason == reason {
+            return;
+        }
+        match &reason {
+            Some(reason) => warn!(%address, %reason, "Sentinel can't be used, trying again"),
+            None => info!(%address, "Sentinel answers"),
+        }
+        known.reachable = problem.is_none();
+        known.reason = reason;
+        let label = address.to_string();
+        self.metrics.sentinel_up.with_label_values(&[label.as_str()]).set(i64::from(known.reachable));
+    }
+
+    fn apply(self: &Arc<Self>, event: Event) {
+        let mut machine = lock(&self.machine);
+        let actions = machine.apply(event);
+        if actions.changed {
+            let topology = machine.topology().clone();
+            self.metrics.epoch.set(i64::try_from(topology.epoch).unwrap_or(i64::MAX));
+            self.topology.send_replace(topology);
+        }
+        drop(machine);
+        for address in actions.watch {
+            info!(%address, "Sentinel discovered");
+            self.clone().watch(address);
+        }
+        for address in actions.forget {
+            if let Some(known) = lock(&self.sentinels).remove(&address) {
+                known.cancel.cancel();
+            }
+        }
+    }
+}
+
+fn row_address(row: &HashMap<String, String>) -> Option<Address> {
+    let host = row.get("ip").filter(|host| !host.is_empty())?;
+    let port = row.get("port")?.parse().ok().filter(|port| *port != 0)?;
+    Some(Address { host: host.clone(), port })
+}
+
+fn row_down(row: &HashMap<String, String>) -> bool {
+    let flags = row.get("flags").map(String::as_str).unwrap_or_default();
+    flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"))
+}

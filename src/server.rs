@@ -1,0 +1,212 @@
+//! Owns the wiring of a gateway and its accept loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+use warp::filters::BoxedFilter;
+use warp::reply::Response as WarpResponse;
+
+use crate::broker::Broker;
+use crate::broker::embedded::Embedded;
+use crate::broker::redis::RedisBroker;
+use crate::config::{BrokerConfig, Config, TopologyConfig};
+use crate::drain::{self, Shutdown};
+use crate::health::Health;
+use crate::http::{self as routes, App, SocketPermit};
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::session::Context;
+
+/// Connections beyond the sessions: health checks, metrics, handshakes, the web client.
+const OTHER_SOCKETS: usize = 128;
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 16 * 1024;
+/// How long the last sessions and tasks may take once they are told to end.
+const LAST: Duration = Duration::from_secs(3);
+/// Pause after a failed accept, such as for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a gateway could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A socket option was refused.
+    #[error("the listening socket can't be set up: {0}")]
+    Listener(#[from] std::io::Error),
+    /// Metrics collide.
+    #[error("the metrics can't be set up: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Runs a gateway on `listener`, and its metrics on `admin` if that is given, until `shutdown` has
+/// been signalled and every session is gone or told to go.
+///
+/// # Errors
+/// When it can't start. What happens to Redis is no error: the gateway starts and lives without it.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: Shutdown,
+) -> Result<(), ServerError> {
+    let metrics = Arc::new(Metrics::new(&config.node_id)?);
+    let registry = Arc::new(Registry::default());
+    let tasks = TaskTracker::new();
+    let end = CancellationToken::new();
+    let broker = start_broker(&config, &registry, &metrics, &tasks, &end);
+
+    let limits = config.limits;
+    metrics.connections_max.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
+    let seats = Arc::new(Semaphore::new(limits.max_connections));
+    let health = Arc::new(Health::new(
+        &config.node_id,
+        config.ready_grace,
+        broker.clone(),
+        seats.clone(),
+        limits.max_connections,
+        metrics.clone(),
+    ));
+    let heartbeat = health.clone();
+    let cancel = end.clone();
+    tasks.spawn(async move { cancel.run_until_cancelled(heartbeat.run_heartbeat()).await });
+
+    let context = Arc::new(Context { registry: registry.clone(), broker, metrics, limits });
+    let sessions = TaskTracker::new();
+    let app = App { context, health: health.clone(), seats, sessions: sessions.clone() };
+    announce(&config, &listener, admin.as_ref())?;
+    let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));
+    let acceptor = |routes, sockets| Acceptor {
+        routes,
+        sockets,
+        header_timeout: limits.header_timeout,
+        tasks: tasks.clone(),
+        end: end.clone(),
+    };
+    set_options(&listener)?;
+    tasks.spawn(acceptor(routes::public(app.clone(), admin.is_none()), sockets).run(listener));
+    if let Some(admin) = admin {
+        let sockets = Arc::new(Semaphore::new(OTHER_SOCKETS));
+        tasks.spawn(acceptor(routes::admin(app), sockets).run(admin));
+    }
+
+    drain::run(config.drain, &shutdown, &health, &registry).await;
+    sessions.close();
+    let told = tokio::time::timeout(LAST, sessions.wait()).await.is_ok();
+    end.cancel();
+    tasks.close();
+    let done = tokio::time::timeout(LAST, tasks.wait()).await.is_ok();
+    info!(clean = told && done, "stopped");
+    Ok(())
+}
+
+fn start_broker(
+    config: &Config,
+    registry: &Arc<Registry>,
+    metrics: &Arc<Metrics>,
+    tasks: &TaskTracker,
+    end: &CancellationToken,
+) -> Arc<dyn Broker> {
+    let (registry, metrics) = (registry.clone(), metrics.clone());
+    match &config.broker {
+        BrokerConfig::Embedded => Arc::new(Embedded::new(registry, metrics)),
+        BrokerConfig::Redis(redis) => {
+            Arc::new(RedisBroker::start(redis, &config.node_id, registry, metrics, tasks, end))
+        }
+    }
+}
+
+fn announce(config: &Config, listener: &TcpListener, admin: Option<&TcpListener>) -> Result<(), ServerError> {
+    let address = listener.local_addr()?;
+    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+    let broker = match &config.broker {
+        BrokerConfig::Embedded => "embedded (this node alone; give --sentinels or --redis for more)".to_owned(),
+        BrokerConfig::Redis(redis) => match &redis.topology {
+            TopologyConfig::Fixed(address) => format!("redis at {address}"),
+            TopologyConfig::Sentinel { sentinels, master_name, .. } => {
+                format!("redis master {master_name:?} by {} sentinels", sentinels.len())
+            }
+        },
+    };
+    let open = format!("http://{host}:{}/", address.port());
+    info!(%address, %open, %broker, node = %config.node_id, max_connections = config.limits.max_connections, "listening");
+    if let Some(admin) = admin {
+        info!(address = %admin.local_addr()?, "metrics listening");
+    }
+    Ok(())
+}
+
+/// Accepted connections inherit these.
+fn set_options(listener: &TcpListener) -> std::io::Result<()> {
+    let socket = socket2::SockRef::from(listener);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Accepts connections and serves HTTP on them.
+struct Acceptor {
+    routes: BoxedFilter<(WarpResponse,)>,
+    sockets: Arc<Semaphore>,
+    header_timeout: Duration,
+    tasks: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        let end = self.end.clone();
+        end.run_until_cancelled(self.run_inner(listener)).await;
+    }
+
+    async fn run_inner(self, listener: TcpListener) {
+        loop {
+            // Nobody is accepted that there is no descriptor for; they wait in the backlog.
+            let Ok(permit) = self.sockets.clone().acquire_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let permit: SocketPermit = Arc::new(permit);
+            let routes = TowerToHyperService::new(warp::service(self.routes.clone()));
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(permit.clone());
+                routes.call(request)
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(self.header_timeout)
+                .max_buf_size(HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            let end = self.end.clone();
+            self.tasks.spawn(async move {
+                tokio::pin!(connection);
+                let result = tokio::select! {
+                    result = &mut connection => result,
+                    () = end.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        tokio::time::timeout(Duration::from_secs(1), connection).await.unwrap_or(Ok(()))
+                    }
+                };
+                if let Err(error) = result {
+                    debug!(%error, "an HTTP connection ended");
+                }
+            });
+        }
+    }
+}

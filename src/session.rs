@@ -1,0 +1,384 @@
+//! Owns one client's session: one task, both directions, everything bounded.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep_until, timeout};
+use uuid::Uuid;
+
+use crate::broker::{Broker, Message};
+use crate::config::Limits;
+use crate::metrics::{Held, Metrics};
+use crate::outbox::{Answer, Batch, CloseOrder, Delivery, Outbox, Outcome, ReplyTo};
+use crate::protocol::{self, ErrorCode, Reply, Request};
+use crate::registry::{Registration, Registry};
+use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
+
+/// How long the greeting waits for the subscription: whoever gets to know the id can use it at once.
+const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a draining session waits for answers that are due.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a session rests before it gives memory back.
+const COMPACT_AFTER: Duration = Duration::from_secs(1);
+/// Messages that are written at a time, before the client is listened to again.
+const WRITES_A_WAKE: usize = 16;
+/// Frames that are read at a time, before anything is written.
+const READS_A_WAKE: usize = 16;
+
+/// What all sessions of a node share.
+#[derive(Debug)]
+pub struct Context {
+    /// Who is connected.
+    pub registry: Arc<Registry>,
+    /// Who carries messages.
+    pub broker: Arc<dyn Broker>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What is allowed.
+    pub limits: Limits,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client closed.
+    Closed,
+    /// The connection broke.
+    Broken,
+    /// The client broke RFC 6455 or the frame limit.
+    Violation,
+    /// Nothing came back to a ping.
+    Silent,
+    /// The client took its bytes too slowly.
+    SlowReader,
+    /// The node drains.
+    Drained,
+    /// The node stops.
+    Stopped,
+}
+
+impl End {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Broken => "broken",
+            Self::Violation => "violation",
+            Self::Silent => "silent",
+            Self::SlowReader => "slow_reader",
+            Self::Drained => "drained",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Serves a client until it or the node ends the session.
+pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
+    let client = Uuid::new_v4();
+    let outbox = Arc::new(Outbox::new(client, &context.limits));
+    let held = Held::new(&context.metrics.connections);
+    let entry = Entry::new(&context, outbox.clone());
+    let mut session = Session {
+        client,
+        outbox,
+        context,
+        socket: Some(socket),
+        unanswered: 0,
+        heard: Instant::now(),
+        pinged: false,
+        draining: None,
+    };
+    let end = session.run_inner(greet).await;
+    // Nobody reaches the client from here on, and it counts as gone, while it reads the close frame.
+    drop(entry);
+    drop(held);
+    let metrics = &session.context.metrics;
+    metrics.sessions_closed.with_label_values(&[end.label()]).inc();
+    if end == End::SlowReader {
+        metrics.slow_readers.inc();
+        metrics.outbox_dropped.inc_by(session.outbox.discard() as u64);
+    }
+    let farewell = match end {
+        End::Closed | End::Broken | End::Violation => None,
+        End::Silent => Some((1001, "no answer to a ping")),
+        End::SlowReader => Some((1013, "messages were not read fast enough")),
+        End::Drained => Some((1012, "this node is draining: connect again")),
+        End::Stopped => Some((1001, "this node stops")),
+    };
+    if let (Some(socket), Some((code, reason))) = (session.socket.take(), farewell) {
+        socket.close(code, reason).await;
+    }
+    end
+}
+
+/// The session's place in registry and broker; dropping it gives both up.
+struct Entry {
+    registration: Option<Registration>,
+    client: Uuid,
+    broker: Arc<dyn Broker>,
+}
+
+impl Entry {
+    fn new(context: &Context, outbox: Arc<Outbox>) -> Self {
+        let client = outbox.client();
+        let registration = Some(context.registry.register(outbox));
+        context.broker.joined(client);
+        Self { registration, client, broker: context.broker.clone() }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        drop(self.registration.take());
+        self.broker.left(self.client);
+    }
+}
+
+struct Session {
+    client: Uuid,
+    outbox: Arc<Outbox>,
+    context: Arc<Context>,
+    socket: Option<Socket>,
+    unanswered: usize,
+    heard: Instant,
+    pinged: bool,
+    draining: Option<Instant>,
+}
+
+enum Event {
+    Incoming(Incoming),
+    Outbox,
+    Timer,
+}
+
+impl Session {
+    async fn run_inner(&mut self, greet: bool) -> End {
+        let subscribed = async {
+            while !self.outbox.take(0).subscribed {
+                self.outbox.changed().await;
+            }
+        };
+        // Without Redis there is no subscription: the client is greeted all the same, and told by errors.
+        let _ = timeout(SUBSCRIPTION_PATIENCE, subscribed).await;
+        if greet && self.write_reply(Uuid::new_v4(), &Reply::Connection).await.is_err() {
+            return End::Broken;
+        }
+        loop {
+            if let Some(end) = self.write_outbox().await {
+                return end;
+            }
+            let timer = self.next_timer();
+            let Some(socket) = self.socket.as_mut() else { return End::Broken };
+            let event = tokio::select! {
+                () = self.outbox.changed() => Event::Outbox,
+                // A draining session takes no more requests; they stay unread and unanswered.
+                incoming = socket.next(), if self.draining.is_none() => Event::Incoming(incoming),
+                () = sleep_until(timer.into()) => Event::Timer,
+            };
+            let end = match event {
+                Event::Outbox => None,
+                Event::Incoming(incoming) => self.read(incoming).await,
+                Event::Timer => self.on_timer().await,
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    fn next_timer(&self) -> Instant {
+        let grown = self.socket.as_ref().is_some_and(Socket::is_grown);
+        let compact = grown.then(|| self.heard + COMPACT_AFTER).filter(|at| *at > Instant::now());
+        let ping = self.heard + self.context.limits.ping_interval * if self.pinged { 2 } else { 1 };
+        let drain = self.draining.map(|since| since + ANSWER_PATIENCE);
+        [Some(ping), compact, drain].into_iter().flatten().min().unwrap_or(ping)
+    }
+
+    /// Handles a frame, and those that are already there behind it, up to a bound.
+    async fn read(&mut self, first: Incoming) -> Option<End> {
+        use futures_util::FutureExt;
+        let mut incoming = first;
+        for _ in 0..READS_A_WAKE {
+            self.heard = Instant::now();
+            self.pinged = false;
+            match incoming {
+                Incoming::Text(text) => {
+                    if self.serve(&text).await.is_err() {
+                        return Some(self.write_failed());
+                    }
+                }
+                Incoming::Binary => {
+                    let reason = "a frame must be text: binary ones are not part of this protocol";
+                    if self.refuse(None, ErrorCode::ESyntax, reason).await.is_err() {
+                        return Some(self.write_failed());
+                    }
+                }
+                Incoming::Alive => {}
+                Incoming::Closed => return Some(End::Closed),
+                Incoming::Broken => return Some(End::Broken),
+                Incoming::Violation(code, reason) => {
+                    if let Some(socket) = self.socket.take() {
+                        socket.close(code, reason).await;
+                    }
+                    return Some(End::Violation);
+                }
+            }
+            match self.socket.as_mut().and_then(|socket| socket.next().now_or_never()) {
+                Some(next) => incoming = next,
+                None => break,
+            }
+        }
+        // Replies and pongs that are queued go out now.
+        self.flush().await.err().map(|_| self.write_failed())
+    }
+
+    async fn serve(&mut self, text: &str) -> Result<(), WriteError> {
+        match protocol::decode(text, self.client, self.context.limits.max_text_bytes) {
+            Ok(Request::Notice) => Ok(()),
+            Ok(Request::Registration { id }) => self.write_reply(id, &Reply::Connection).await,
+            Ok(Request::Send { id, .. }) if self.unanswered >= self.context.limits.max_unanswered => {
+                let most = self.context.limits.max_unanswered;
+                let reason = format!("{most} sends wait for their answer, which is the limit: wait for some");
+                self.refuse(Some(id), ErrorCode::EAgain, &reason).await
+            }
+            Ok(Request::Send { id, receiver, text }) => {
+                self.unanswered += 1;
+                let reply = ReplyTo::new(self.outbox.clone(), id);
+                let message = Message { id: Uuid::new_v4(), sender: self.client, receiver, text };
+                self.context.broker.publish(message, reply);
+                Ok(())
+            }
+            Err(rejection) => self.refuse(rejection.id, rejection.code, &rejection.description).await,
+        }
+    }
+
+    async fn on_timer(&mut self) -> Option<End> {
+        let now = Instant::now();
+        if self.draining.is_some_and(|since| now >= since + ANSWER_PATIENCE) {
+            return Some(End::Drained);
+        }
+        if self.socket.as_ref().is_some_and(Socket::is_grown) && now >= self.heard + COMPACT_AFTER {
+            let (socket, incoming) = self.socket.take()?.compact().await;
+            self.socket = Some(socket);
+            self.outbox.shrink();
+            if let Some(incoming) = incoming {
+                return self.read(incoming).await;
+            }
+        }
+        let interval = self.context.limits.ping_interval;
+        if self.pinged && now >= self.heard + 2 * interval {
+            return Some(End::Silent);
+        }
+        if !self.pinged && now >= self.heard + interval {
+            self.pinged = true;
+            let ping = Frame::Ping(bytes::Bytes::new());
+            if self.write(std::iter::once(ping)).await.is_err() {
+                return Some(self.write_failed());
+            }
+        }
+        None
+    }
+
+    /// Writes what waits, until nothing does or the session is ordered to end.
+    async fn write_outbox(&mut self) -> Option<End> {
+        let Batch { answers, deliveries, close, .. } = self.outbox.take(WRITES_A_WAKE);
+        self.unanswered = self.unanswered.saturating_sub(answers.len());
+        match close {
+            Some(CloseOrder::SlowReader) => return Some(End::SlowReader),
+            Some(CloseOrder::Stop) => return Some(End::Stopped),
+            Some(CloseOrder::Drain) => {
+                self.draining.get_or_insert_with(Instant::now);
+            }
+            None => {}
+        }
+        if !answers.is_empty() || !deliveries.is_empty() {
+            let client = self.client;
+            let context = self.context.clone();
+            let answers = answers.iter().map(|answer| encode_answer(&context, client, answer));
+            let deliveries = deliveries.iter().map(|delivery| encode_delivery(client, delivery));
+            if self.write(answers.chain(deliveries)).await.is_err() {
+                return Some(self.write_failed());
+            }
+        }
+        (self.draining.is_some() && self.unanswered == 0).then_some(End::Drained)
+    }
+
+    async fn refuse(&mut self, id: Option<Uuid>, code: ErrorCode, description: &str) -> Result<(), WriteError> {
+        self.context.metrics.error(code);
+        self.write_reply(id.unwrap_or_else(Uuid::new_v4), &Reply::Error { code, description }).await
+    }
+
+    async fn write_reply(&mut self, id: Uuid, reply: &Reply<'_>) -> Result<(), WriteError> {
+        let frame = Frame::text(protocol::encode(self.client, id, reply));
+        self.write(std::iter::once(frame)).await
+    }
+
+    async fn flush(&mut self) -> Result<(), WriteError> {
+        self.write(std::iter::empty()).await
+    }
+
+    /// Writes frames within the write deadline, and gives up at once when the session must end.
+    async fn write(&mut self, frames: impl Iterator<Item = Frame>) -> Result<(), WriteError> {
+        let socket = self.socket.as_mut().ok_or(WriteError)?;
+        let outbox = &self.outbox;
+        let write = async {
+            for frame in frames {
+                socket.feed(frame).await?;
+            }
+            socket.flush().await
+        };
+        let must_end = async {
+            // Wake-ups that are used up here are no loss: the outbox is looked at after every write.
+            while !outbox.must_end() {
+                outbox.changed().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            result = timeout(self.context.limits.write_timeout, write) => match result {
+                Ok(result) => result,
+                Err(_) => {
+                    outbox.close(CloseOrder::SlowReader);
+                    Err(WriteError)
+                }
+            },
+            () = must_end => Err(WriteError),
+        }
+    }
+
+    /// What a failed write means: an order to end, or a broken connection.
+    fn write_failed(&self) -> End {
+        match self.outbox.take(0).close {
+            Some(CloseOrder::SlowReader) => End::SlowReader,
+            Some(CloseOrder::Stop) => End::Stopped,
+            Some(CloseOrder::Drain) | None => End::Broken,
+        }
+    }
+}
+
+fn encode_answer(context: &Context, client: Uuid, answer: &Answer) -> Frame {
+    let metrics = &context.metrics;
+    metrics.send_duration.observe(answer.took.as_secs_f64());
+    let reply = match answer.outcome {
+        Outcome::Handed => Reply::Ack,
+        Outcome::NotConnected => {
+            Reply::Error { code: ErrorCode::ENotConn, description: "nobody is connected as the receiver" }
+        }
+        Outcome::Unreachable => Reply::Error {
+            code: ErrorCode::EBroker,
+            description: "the message could not be handed over in time: it may be sent again",
+        },
+    };
+    match reply {
+        Reply::Error { code, .. } => {
+            metrics.messages_failed.inc();
+            metrics.error(code);
+        }
+        _ => metrics.messages_acked.inc(),
+    }
+    Frame::text(protocol::encode(client, answer.request, &reply))
+}
+
+fn encode_delivery(client: Uuid, delivery: &Delivery) -> Frame {
+    let reply = Reply::Receive { sender: delivery.sender, text: &delivery.text };
+    Frame::text(protocol::encode(client, delivery.id, &reply))
+}

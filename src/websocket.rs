@@ -1,0 +1,406 @@
+//! Owns the WebSocket itself: the upgrade of an HTTP request, and a socket that stays small.
+//!
+//! An idle socket costs what its task and two empty buffers cost, whatever went through it before:
+//! the buffers of the underlying library grow with the largest message and never shrink, so the
+//! socket is put together anew, with fresh ones, whenever [`Socket::compact`] finds it at rest.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use http::{HeaderMap, Response, StatusCode, header};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+pub use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+/// What a read buffer starts with, and what is read at a time.
+const READ_BUFFER: usize = 1024;
+/// Bytes that are gathered before they are written.
+const WRITE_BUFFER: usize = 4096;
+/// How long a peer may take to go after it was told to.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why a request is no WebSocket handshake (RFC 6455, section 4.2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// It asks for no upgrade.
+    #[error("this address speaks WebSocket: connect with a WebSocket client")]
+    NotAnUpgrade,
+    /// It asks for another version.
+    #[error("the only WebSocket version here is 13")]
+    Version,
+    /// The key is missing or malformed.
+    #[error("the header Sec-WebSocket-Key must be 16 bytes in base64")]
+    Key,
+}
+
+impl HandshakeError {
+    /// The status that says so.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::NotAnUpgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
+            Self::Key => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Checks a handshake and makes the answer to it.
+///
+/// # Errors
+/// When it is none.
+pub fn handshake(headers: &HeaderMap) -> Result<Response<()>, HandshakeError> {
+    let has = |name, token: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
+    };
+    if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
+        return Err(HandshakeError::NotAnUpgrade);
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(HandshakeError::Version);
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(http::HeaderValue::as_bytes);
+    let key = key.filter(|key| key.len() == 24 && key.ends_with(b"==")).ok_or(HandshakeError::Key)?;
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let answer = response.headers_mut();
+    answer.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+    answer.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+    let accept = derive_accept_key(key);
+    let accept = header::HeaderValue::from_str(&accept).map_err(|_| HandshakeError::Key)?;
+    answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(response)
+}
+
+/// Bounds of one socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The longest message that is read, in bytes.
+    pub max_read: usize,
+    /// The longest message that is written, in bytes.
+    pub max_write: usize,
+}
+
+impl Bounds {
+    fn config(self) -> WebSocketConfig {
+        WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(WRITE_BUFFER)
+            .max_write_buffer_size(WRITE_BUFFER + self.max_write + 64)
+            .max_message_size(Some(self.max_read))
+            .max_frame_size(Some(self.max_read))
+    }
+}
+
+/// What came out of waiting for a message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// A text.
+    Text(Utf8Bytes),
+    /// A binary message.
+    Binary,
+    /// A ping (answered already) or a pong: the peer lives.
+    Alive,
+    /// The peer closed, properly.
+    Closed,
+    /// The connection broke.
+    Broken,
+    /// The peer broke RFC 6455 or a bound; the code is what it has to be told.
+    Violation(u16, &'static str),
+}
+
+/// Writing failed: the connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer can't be written to")]
+pub struct WriteError;
+
+/// An upgraded connection.
+#[derive(Debug)]
+pub struct Socket {
+    stream: WebSocketStream<Tracked>,
+    bounds: Bounds,
+    /// Bytes queued since the last flush.
+    queued: usize,
+    /// Something larger than a fresh buffer went through.
+    grown: bool,
+}
+
+impl Socket {
+    /// Takes the connection over from HTTP, once the 101 is sent.
+    ///
+    /// # Errors
+    /// When it broke before. Bytes that came right after the handshake are not lost.
+    pub async fn upgrade(on_upgrade: OnUpgrade, bounds: Bounds) -> Result<Self, hyper::Error> {
+        let upgraded: Upgraded = on_upgrade.await?;
+        // HTTP's read buffer is given up with the rest of it: it would cost each session 5 KB.
+        match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => {
+                let mut stream = Tracked { stream: Box::new(parts.io.into_inner()), frames: Frames::default() };
+                let early = Vec::from(parts.read_buf);
+                stream.frames.feed(&early);
+                let config = Some(bounds.config());
+                let stream = WebSocketStream::from_partially_read(stream, early, Role::Server, config).await;
+                Ok(Self { stream, bounds, queued: 0, grown: false })
+            }
+            Err(other) => {
+                let stream = Tracked { stream: Box::new(TokioIo::new(other)), frames: Frames::default() };
+                let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds.config())).await;
+                Ok(Self { stream, bounds, queued: 0, grown: false })
+            }
+        }
+    }
+
+    /// Waits for a message. Cancel safe.
+    pub async fn next(&mut self) -> Incoming {
+        match self.stream.next().await {
+            None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed)) => Incoming::Closed,
+            Some(Ok(Message::Text(text))) => {
+                self.grown |= text.len() > READ_BUFFER;
+                Incoming::Text(text)
+            }
+            Some(Ok(Message::Binary(bytes))) => {
+                self.grown |= bytes.len() > READ_BUFFER;
+                Incoming::Binary
+            }
+            Some(Ok(Message::Close(_))) => {
+                // The answer to it is queued; nobody cares if it can't be written any more.
+                let _ = tokio::time::timeout(FAREWELL, self.stream.flush()).await;
+                Incoming::Closed
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Incoming::Alive,
+            Some(Err(error)) => violation(&error),
+        }
+    }
+
+    /// The same, for a caller that wants binary messages too.
+    pub async fn next_message(&mut self) -> Result<Message, Incoming> {
+        match self.stream.next().await {
+            None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed)) => Err(Incoming::Closed),
+            Some(Ok(Message::Close(_))) => {
+                let _ = tokio::time::timeout(FAREWELL, self.stream.flush()).await;
+                Err(Incoming::Closed)
+            }
+            Some(Ok(message)) => Ok(message),
+            Some(Err(error)) => Err(violation(&error)),
+        }
+    }
+
+    /// Queues a message; writes when enough are queued. Not cancel safe: the message may be queued.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub async fn feed(&mut self, message: Message) -> Result<(), WriteError> {
+        self.queued += message.len();
+        self.grown |= self.queued > READ_BUFFER;
+        self.stream.feed(message).await.map_err(|_| WriteError)
+    }
+
+    /// Writes everything queued. Cancel safe.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub async fn flush(&mut self) -> Result<(), WriteError> {
+        self.queued = 0;
+        self.stream.flush().await.map_err(|_| WriteError)
+    }
+
+    /// Whether there is memory to give back.
+    pub fn is_grown(&self) -> bool {
+        self.grown
+    }
+
+    /// Gives back the memory of large messages, if nothing is half read or half written. A message
+    /// that is just there is returned instead.
+    pub async fn compact(self) -> (Self, Option<Incoming>) {
+        let mut this = self;
+        if let Some(incoming) = this.next().now_or_never() {
+            return (this, Some(incoming));
+        }
+        if !this.stream.get_ref().frames.at_rest() || this.flush().now_or_never().is_none_or(|done| done.is_err()) {
+            return (this, None);
+        }
+        let bounds = this.bounds;
+        let stream = this.stream.into_inner();
+        let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds.config())).await;
+        (Self { stream, bounds, queued: 0, grown: false }, None)
+    }
+
+    /// Says farewell with a close code, lets the peer read it, and closes. Takes a few seconds at most.
+    pub async fn close(mut self, code: u16, reason: &'static str) {
+        let frame = CloseFrame { code: CloseCode::from(code), reason: Utf8Bytes::from_static(reason) };
+        let farewell = async {
+            let _ = self.stream.close(Some(frame)).await;
+            let mut stream = self.stream.into_inner();
+            let _ = stream.shutdown().await;
+            // Closing with unread bytes would reset the connection, and the peer might never read why.
+            let mut rest = [0; 512];
+            while stream.read(&mut rest).await.is_ok_and(|count| count > 0) {}
+        };
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+}
+
+fn violation(error: &Error) -> Incoming {
+    match error {
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => Incoming::Violation(1009, "the frame is over the limit"),
+        Error::Utf8(_) => Incoming::Violation(1007, "a text was not UTF-8"),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Incoming::Broken,
+        Error::Protocol(_) | Error::Capacity(_) => Incoming::Violation(1002, "against RFC 6455"),
+        _ => Incoming::Broken,
+    }
+}
+
+/// What a socket runs on.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> Io for T {}
+
+/// A stream that knows whether its reader stands between two messages.
+#[derive(Debug)]
+struct Tracked {
+    stream: Box<dyn Io>,
+    frames: Frames,
+}
+
+impl AsyncRead for Tracked {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.frames.feed(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tracked {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Follows the frames in a stream of bytes (RFC 6455, section 5.2), as far as their ends go.
+#[derive(Debug, Default)]
+struct Frames {
+    header: [u8; 10],
+    have: u8,
+    payload: u64,
+    fragmented: bool,
+}
+
+impl Frames {
+    /// Between two messages: no frame begun, and no message either.
+    fn at_rest(&self) -> bool {
+        self.have == 0 && self.payload == 0 && !self.fragmented
+    }
+
+    fn feed(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.payload > 0 {
+                let skip = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
+                self.payload -= skip as u64;
+                bytes = &bytes[skip..];
+                continue;
+            }
+            let Some((first, rest)) = bytes.split_first() else { return };
+            if let Some(place) = self.header.get_mut(usize::from(self.have)) {
+                *place = *first;
+            }
+            self.have += 1;
+            bytes = rest;
+            let length_bytes = match self.header[1] & 0x7f {
+                126 => 2,
+                127 => 8,
+                _ => 0,
+            };
+            if self.have < 2 || self.have < 2 + length_bytes {
+                continue;
+            }
+            let extended = self.header[2..2 + usize::from(length_bytes)].iter();
+            let length = match length_bytes {
+                0 => u64::from(self.header[1] & 0x7f),
+                _ => extended.fold(0, |length, byte| length << 8 | u64::from(*byte)),
+            };
+            let mask = if self.header[1] & 0x80 == 0 { 0 } else { 4 };
+            if self.header[0] & 0x0f < 8 {
+                self.fragmented = self.header[0] & 0x80 == 0;
+            }
+            // The mask is skipped with the payload.
+            self.payload = length.saturating_add(mask);
+            self.have = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(first: u8, payload: usize, masked: bool) -> Vec<u8> {
+        let mask = if masked { 0x80 } else { 0 };
+        let mut bytes = vec![first];
+        match payload {
+            0..126 => bytes.push(mask | payload as u8),
+            126..65536 => {
+                bytes.push(mask | 126);
+                bytes.extend((payload as u16).to_be_bytes());
+            }
+            _ => {
+                bytes.push(mask | 127);
+                bytes.extend((payload as u64).to_be_bytes());
+            }
+        }
+        bytes.extend(std::iter::repeat_n(0x5a, payload + if masked { 4 } else { 0 }));
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn rest_is_found_exactly_between_messages(
+            sizes in proptest::collection::vec((prop_oneof![0..130_usize, 65530..65540_usize], any::<bool>()), 1..6),
+            step in 1..5000_usize,
+        ) {
+            let mut frames = Frames::default();
+            for (size, masked) in sizes {
+                // A message in two fragments with a ping between them.
+                let parts = [frame(0x01, size, masked), frame(0x89, 3, masked), frame(0x80, size, masked)];
+                for (at, part) in parts.iter().enumerate() {
+                    for chunk in part.chunks(step) {
+                        prop_assert!(at == 0 || !frames.at_rest());
+                        frames.feed(chunk);
+                    }
+                }
+                prop_assert!(frames.at_rest());
+            }
+        }
+    }
+
+    #[test]
+    fn handshakes() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::NotAnUpgrade);
+        headers.insert(header::CONNECTION, "keep-alive, Upgrade".parse().unwrap());
+        headers.insert(header::UPGRADE, "WebSocket".parse().unwrap());
+        assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::Version);
+        headers.insert(header::SEC_WEBSOCKET_VERSION, "13".parse().unwrap());
+        assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::Key);
+        // The example of RFC 6455, section 1.3.
+        headers.insert(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==".parse().unwrap());
+        let response = handshake(&headers).unwrap();
+        assert_eq!(response.headers()[header::SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+}
