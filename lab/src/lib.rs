@@ -1,1 +1,13 @@
-//! Servers, gateways and clients on loopback.
+//! Real servers on loopback, clients that speak only the public protocol, and a checker of promises.
+//!
+//! Nothing here knows the gateway's code: it is started as a process and judged by what clients see.
+
+pub mod process;
+pub mod redis_server;
+pub mod cluster;
+pub mod gateway;
+pub mod http;
+pub mod client;
+pub mod checker;
+pub mod traffic;
+pub mod stage;

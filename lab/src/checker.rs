@@ -1,0 +1,271 @@
+//! Owns the judgement whether the promises were kept. Pure: it is fed with what clients saw.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::client::Answer;
+
+/// What a client saw or did. Times count from one common start.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// It sent message `number` of its pair. Numbers of a pair rise.
+    Sent,
+    /// Message `number` was answered.
+    Answered(Answer),
+    /// Message `number` arrived.
+    Received,
+    /// The gateway ended its session.
+    Dropped,
+}
+
+/// The figures of one run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Messages sent.
+    pub sent: u64,
+    /// Messages answered with `ack`.
+    pub acked: u64,
+    /// Messages answered with `error`, by code.
+    pub errors: BTreeMap<String, u64>,
+    /// Acknowledged, but never received.
+    pub acked_lost: u64,
+    /// Received more than once.
+    pub received_twice: u64,
+    /// Received after a later one of the same sender to the same receiver.
+    pub out_of_order: u64,
+    /// Not answered within the deadline.
+    pub unanswered: u64,
+    /// Answered more than once.
+    pub answered_twice: u64,
+    /// Sessions that the gateway ended.
+    pub dropped_sessions: u64,
+    /// The longest time in which nobody received anything, in milliseconds.
+    pub longest_silence_ms: f64,
+    /// The longest time from a send to its answer, in milliseconds.
+    pub longest_answer_ms: f64,
+    /// Half of the answers came within this, in milliseconds.
+    pub median_answer_ms: f64,
+}
+
+impl Report {
+    /// The promises that were broken, whatever happens to Redis.
+    pub fn broken(&self) -> Vec<String> {
+        let counts = [
+            ("acknowledged but never received", self.acked_lost),
+            ("received twice", self.received_twice),
+            ("received out of order", self.out_of_order),
+            ("not answered within the deadline", self.unanswered),
+            ("answered twice", self.answered_twice),
+            ("sessions dropped", self.dropped_sessions),
+        ];
+        counts.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect()
+    }
+
+    /// Messages answered with an error, of whatever code.
+    pub fn failed(&self) -> u64 {
+        self.errors.values().sum()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Message {
+    sent: Option<Duration>,
+    answered: Option<(Duration, Answer)>,
+    received: u32,
+}
+
+#[derive(Debug, Default)]
+struct Pair {
+    messages: Vec<Message>,
+    last_received: Option<usize>,
+}
+
+/// Judges a run.
+#[derive(Debug)]
+pub struct Checker {
+    deadline: Duration,
+    pairs: BTreeMap<u32, Pair>,
+    receipts: Vec<Duration>,
+    report: Report,
+}
+
+impl Checker {
+    /// Every send must be answered within `deadline`.
+    pub fn new(deadline: Duration) -> Self {
+        Self { deadline, pairs: BTreeMap::new(), receipts: Vec::new(), report: Report::default() }
+    }
+
+    /// Takes in what happened at `at` to message `number` from one sender to one receiver (`pair`).
+    pub fn feed(&mut self, at: Duration, pair: u32, number: usize, event: &Event) {
+        let slot = self.pairs.entry(pair).or_default();
+        if slot.messages.len() <= number {
+            slot.messages.resize_with(number + 1, Message::default);
+        }
+        let message = &mut slot.messages[number];
+        match event {
+            Event::Sent => {
+                message.sent = Some(at);
+                self.report.sent += 1;
+            }
+            Event::Answered(answer) if message.answered.is_none() => message.answered = Some((at, answer.clone())),
+            Event::Answered(_) => self.report.answered_twice += 1,
+            Event::Received => {
+                self.receipts.push(at);
+                message.received += 1;
+                if message.received > 1 {
+                    self.report.received_twice += 1;
+                } else {
+                    self.report.out_of_order += u64::from(slot.last_received.is_some_and(|last| last > number));
+                    slot.last_received = slot.last_received.max(Some(number));
+                }
+            }
+            Event::Dropped => self.report.dropped_sessions += 1,
+        }
+    }
+
+    /// The counts so far: sent, acknowledged, failed, received.
+    pub fn totals(&self) -> (u64, u64, u64, u64) {
+        let answers = self.pairs.values().flat_map(|pair| &pair.messages).filter_map(|m| m.answered.as_ref());
+        let (acked, failed) = answers.fold((0, 0), |(acked, failed), (_, answer)| match answer {
+            Answer::Ack => (acked + 1, failed),
+            Answer::Error(_) => (acked, failed + 1),
+        });
+        (self.report.sent, acked, failed, self.receipts.len() as u64)
+    }
+
+    /// Messages without an answer.
+    pub fn outstanding(&self) -> usize {
+        let messages = self.pairs.values().flat_map(|pair| &pair.messages);
+        messages.filter(|message| message.sent.is_some() && message.answered.is_none()).count()
+    }
+
+    /// The longest time between `from` and `to` in which nobody received anything.
+    pub fn silence(&self, from: Duration, to: Duration) -> Duration {
+        let mut times: Vec<_> = self.receipts.iter().copied().filter(|at| *at >= from && *at <= to).collect();
+        times.extend([from, to]);
+        times.sort_unstable();
+        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// The judgement at `now`, over silence between `from` and `to`.
+    pub fn report(&self, now: Duration, from: Duration, to: Duration) -> Report {
+        let mut report = self.report.clone();
+        let mut times = Vec::new();
+        for message in self.pairs.values().flat_map(|pair| &pair.messages) {
+            let Some(sent) = message.sent else { continue };
+            match &message.answered {
+                Some((at, answer)) => {
+                    let took = at.saturating_sub(sent);
+                    times.push(took);
+                    report.unanswered += u64::from(took > self.deadline);
+                    match answer {
+                        Answer::Ack => {
+                            report.acked += 1;
+                            report.acked_lost += u64::from(message.received == 0);
+                        }
+                        Answer::Error(code) => *report.errors.entry(code.clone()).or_default() += 1,
+                    }
+                }
+                None => report.unanswered += u64::from(now.saturating_sub(sent) > self.deadline),
+            }
+        }
+        times.sort_unstable();
+        let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1000.0);
+        report.longest_answer_ms = ms(times.last());
+        report.median_answer_ms = ms(times.get(times.len() / 2));
+        report.longest_silence_ms = self.silence(from, to).as_secs_f64() * 1000.0;
+        report
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Ten messages, one every 10 ms, each answered and received 1 ms later, but for what `spoil` does.
+    fn run(spoil: impl Fn(usize, &Event) -> Vec<(usize, Event)>) -> Report {
+        let mut checker = Checker::new(100 * MS);
+        for number in 0..10 {
+            let at = 10 * MS * u32::try_from(number).unwrap();
+            checker.feed(at, 0, number, &Event::Sent);
+            for event in [Event::Received, Event::Answered(Answer::Ack)] {
+                for (number, event) in spoil(number, &event) {
+                    checker.feed(at + MS, 0, number, &event);
+                }
+            }
+        }
+        checker.report(Duration::from_secs(1), Duration::ZERO, 100 * MS)
+    }
+
+    fn keep(number: usize, event: &Event) -> Vec<(usize, Event)> {
+        vec![(number, event.clone())]
+    }
+
+    #[test]
+    fn kept_promises_are_no_complaint() {
+        let report = run(keep);
+        assert_eq!(report.broken(), Vec::<String>::new());
+        assert_eq!((report.sent, report.acked), (10, 10));
+        assert!((report.longest_silence_ms - 10.0).abs() < 0.01, "{report:?}");
+    }
+
+    #[test]
+    fn a_false_ack_is_caught() {
+        let report = run(|number, event| match event {
+            Event::Received if number == 4 => vec![],
+            _ => keep(number, event),
+        });
+        assert_eq!(report.acked_lost, 1);
+        assert!((report.longest_silence_ms - 20.0).abs() < 0.01, "{report:?}");
+    }
+
+    #[test]
+    fn a_repeated_message_is_caught() {
+        let report = run(|number, event| match event {
+            Event::Received if number == 4 => vec![(4, event.clone()), (4, event.clone())],
+            _ => keep(number, event),
+        });
+        assert_eq!((report.received_twice, report.out_of_order), (1, 0));
+    }
+
+    #[test]
+    fn a_swapped_message_is_caught() {
+        let report = run(|number, event| match (event, number) {
+            (Event::Received, 4) => vec![],
+            (Event::Received, 5) => vec![(5, event.clone()), (4, event.clone())],
+            _ => keep(number, event),
+        });
+        assert_eq!((report.out_of_order, report.acked_lost, report.received_twice), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_missing_or_second_answer_is_caught() {
+        let report = run(|number, event| match event {
+            Event::Answered(_) if number == 4 => vec![],
+            Event::Answered(_) if number == 5 => vec![(5, event.clone()), (5, event.clone())],
+            _ => keep(number, event),
+        });
+        assert_eq!((report.unanswered, report.answered_twice), (1, 1));
+    }
+
+    #[test]
+    fn a_late_answer_is_caught() {
+        let mut checker = Checker::new(100 * MS);
+        checker.feed(Duration::ZERO, 0, 0, &Event::Sent);
+        checker.feed(101 * MS, 0, 0, &Event::Answered(Answer::Error("EBROKER".to_owned())));
+        let report = checker.report(200 * MS, Duration::ZERO, 200 * MS);
+        assert_eq!((report.unanswered, report.failed()), (1, 1));
+    }
+
+    #[test]
+    fn a_dropped_session_is_caught() {
+        let mut checker = Checker::new(100 * MS);
+        checker.feed(Duration::ZERO, 0, 0, &Event::Dropped);
+        assert_eq!(checker.report(MS, Duration::ZERO, MS).broken(), ["1 sessions dropped"]);
+    }
+}
