@@ -5,6 +5,7 @@
 pub mod process;
 pub mod redis_server;
 pub mod cluster;
+pub mod fake_sentinel;
 pub mod gateway;
 pub mod http;
 pub mod client;
