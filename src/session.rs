@@ -197,7 +197,7 @@ impl Session {
     async fn read(&mut self, first: Incoming) -> Option<End> {
         use futures_util::FutureExt;
         let mut incoming = first;
-        for _ in 0..READS_A_WAKE {
+        for read in 1.. {
             self.heard = Instant::now();
             self.pinged = false;
             match incoming {
@@ -221,6 +221,9 @@ impl Session {
                     }
                     return Some(End::Violation);
                 }
+            }
+            if read == READS_A_WAKE {
+                break;
             }
             match self.socket.as_mut().and_then(|socket| socket.next().now_or_never()) {
                 Some(next) => incoming = next,

@@ -85,6 +85,10 @@ impl Client {
     /// When there is none in time.
     pub async fn answer(&mut self, request: Uuid) -> Result<Answer> {
         let request = request.to_string();
+        let waiting = |frame: &Value| answer_of(frame).is_some_and(|(id, _)| id == request);
+        if let Some(frame) = self.waiting.iter().position(waiting).and_then(|at| self.waiting.remove(at)) {
+            return answer_of(&frame).map(|(_, answer)| answer).context("it was an answer");
+        }
         let end = tokio::time::Instant::now() + PATIENCE;
         loop {
             let incoming = tokio::time::timeout_at(end, next(&mut self.socket)).await;

@@ -62,7 +62,7 @@ impl Cluster {
         let servers = start_servers(folder.path(), options).await?;
         let sentinels = start_sentinels(folder.path(), &servers, options).await?;
         let cluster = Self { servers, sentinels, folder };
-        until("the Sentinels know each other and all servers", START, || cluster.is_settled(options)).await?;
+        until("the Sentinels know each other and all servers", START, async || cluster.is_settled(options).await).await?;
         Ok(cluster)
     }
 
@@ -144,7 +144,7 @@ impl Cluster {
     /// # Errors
     /// When that takes longer than `limit`.
     pub async fn wait_until_whole(&self, limit: Duration) -> Result<()> {
-        until("all Redis servers are in their place again", limit, || self.is_whole()).await
+        until("all Redis servers are in their place again", limit, async || self.is_whole().await).await
     }
 
     async fn is_whole(&self) -> Option<()> {

@@ -1,0 +1,161 @@
+//! Every bound, reached on purpose: what happens then, and that nobody else is disturbed.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use texto_lab::client::{Answer, Client};
+use texto_lab::gateway::Gateway;
+use texto_lab::http;
+use texto_lab::process::until;
+use texto_lab::redis_server::RedisServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const LIMIT: Duration = Duration::from_secs(15);
+const HANDSHAKE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+async fn gateway(arguments: &[&str]) -> Gateway {
+    Gateway::start(Path::new(env!("CARGO_BIN_EXE_texto")), arguments, &[]).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_node_refuses_with_503_and_takes_the_next_when_one_leaves() {
+    let gateway = gateway(&["--max-connections", "3"]).await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(Client::connect(gateway.address).await.unwrap());
+    }
+    let refused = http::get(gateway.address, "/v1/texto", HANDSHAKE).await.unwrap();
+    assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("1")));
+    assert_eq!(http::get(gateway.address, "/readyz", "").await.unwrap().status, 503);
+    assert_eq!(http::get(gateway.address, "/livez", "").await.unwrap().status, 200);
+    drop(clients.pop());
+    gateway.wait_ready(LIMIT).await.unwrap();
+    Client::connect(gateway.address).await.unwrap();
+    assert_eq!(gateway.metric("texto_handshakes_total{result=\"full\"}").await, Some(1.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_unanswered_sends_get_eagain_and_each_is_answered_in_time() {
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let address = redis.address();
+    let gateway = gateway(&["--redis", &address, "--max-unanswered", "5", "--send-timeout", "1s"]).await;
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    redis.freeze();
+    let began = Instant::now();
+    let mut requests = Vec::new();
+    for _ in 0..8 {
+        requests.push(client.post(client.id, "?").await.unwrap());
+    }
+    let mut answers = Vec::new();
+    for request in requests.split_off(5) {
+        answers.push(client.answer(request).await.unwrap());
+    }
+    assert_eq!(answers, vec![Answer::Error("EAGAIN".to_owned()); 3]);
+    for request in requests {
+        assert_eq!(client.answer(request).await.unwrap(), Answer::Error("EBROKER".to_owned()));
+    }
+    assert!(began.elapsed() < Duration::from_secs(4), "answered after {:?}", began.elapsed());
+    redis.thaw();
+    until("messages flow again", LIMIT, async || (client.send(client.id, "!").await.unwrap() == Answer::Ack).then_some(()))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stops_is_closed_with_1013_and_disturbs_nobody() {
+    let gateway = gateway(&["--outbox-messages", "50", "--outbox-bytes", "100000", "--write-timeout", "5s"]).await;
+    let slow = Client::connect(gateway.address).await.unwrap();
+    let target = slow.id;
+    let mut slow = slow;
+    let mut flooder = Client::connect(gateway.address).await.unwrap();
+    let mut a = Client::connect(gateway.address).await.unwrap();
+    let mut b = Client::connect(gateway.address).await.unwrap();
+    let text = "x".repeat(16_000);
+    let mut slowest = Duration::ZERO;
+    // Megabytes fit into the kernel's buffers before anything comes back to the gateway.
+    let mut refused = false;
+    for _ in 0..5_000 {
+        refused = flooder.send(target, &text).await.unwrap() != Answer::Ack;
+        let began = Instant::now();
+        assert_eq!(a.send(b.id, "undisturbed").await.unwrap(), Answer::Ack);
+        assert_eq!(b.receive().await.unwrap().1, "undisturbed");
+        slowest = slowest.max(began.elapsed());
+        if refused {
+            break;
+        }
+    }
+    assert!(refused, "the slow reader was never given up");
+    assert!(slowest < Duration::from_secs(1), "others waited {slowest:?}");
+    until("it is counted", LIMIT, async || {
+        (gateway.metric("texto_slow_readers_closed_total").await? == 1.0).then_some(())
+    })
+    .await
+    .unwrap();
+    // It wakes up, and is told why, if the kernel had room for it; at least it is closed.
+    let code = slow.closed(LIMIT).await.unwrap();
+    assert!(matches!(code, 1013 | 1006), "{code}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_that_goes_on_reading_is_told_1013() {
+    let gateway = gateway(&["--outbox-messages", "2"]).await;
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    // Far more at once than the outbox holds: the session is told, not left in the dark.
+    for _ in 0..64 {
+        client.post(client.id, &"x".repeat(100)).await.unwrap();
+    }
+    assert_eq!(client.closed(LIMIT).await.unwrap(), 1013);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_and_half_sent_requests_are_closed() {
+    let gateway = gateway(&["--header-timeout", "300ms"]).await;
+    for start in ["", "GET /v1/texto HTTP/1.1\r\nHost: x\r\n", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(start.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.expect("it stays open").unwrap();
+        assert_eq!(answer.is_empty(), !start.ends_with("\r\n\r\n"), "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_answer_pings_is_closed() {
+    let gateway = gateway(&["--ping-interval", "200ms"]).await;
+    // It never reads, so its library never answers.
+    let _silent = Client::connect(gateway.address).await.unwrap();
+    let mut lively = Client::connect(gateway.address).await.unwrap();
+    let gone = until("the silent one is closed", LIMIT, async || {
+        let count = gateway.metric("texto_sessions_closed_total{reason=\"silent\"}").await;
+        // Asked with a deadline that lets it read, and so answer pings.
+        let heard = tokio::time::timeout(Duration::from_millis(20), lively.frame()).await;
+        assert!(heard.is_err(), "the lively one got {heard:?}");
+        (count == Some(1.0)).then_some(())
+    });
+    gone.await.unwrap();
+    assert_eq!(lively.send(lively.id, "still here").await.unwrap(), Answer::Ack);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_can_have_an_address_of_their_own() {
+    let port = texto_lab::process::free_port().unwrap();
+    let admin = format!("127.0.0.1:{port}");
+    let gateway = gateway(&["--admin-listen", &admin]).await;
+    assert_eq!(http::get(gateway.address, "/metrics", "").await.unwrap().status, 404);
+    let metrics = http::get(admin.parse().unwrap(), "/metrics", "").await.unwrap();
+    assert_eq!(metrics.status, 200);
+    for line in metrics.body.lines().filter(|line| !line.starts_with('#')) {
+        assert!(line.starts_with("texto_") || line.starts_with("process_"), "{line}");
+    }
+    for path in ["/livez", "/readyz", "/healthz"] {
+        assert_eq!(http::get(admin.parse().unwrap(), path, "").await.unwrap().status, 200);
+        assert_eq!(http::get(gateway.address, path, "").await.unwrap().status, 200);
+    }
+}

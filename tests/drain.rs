@@ -1,0 +1,139 @@
+//! The end of a gateway: under load, without Redis, and at once.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use texto_lab::client::{Answer, Client};
+use texto_lab::gateway::Gateway;
+use texto_lab::http;
+use texto_lab::process::until;
+use texto_lab::redis_server::RedisServer;
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+async fn gateway(arguments: &[&str]) -> Gateway {
+    Gateway::start(Path::new(env!("CARGO_BIN_EXE_texto")), arguments, &[]).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_drains_under_load_and_owes_nobody_an_answer() {
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let address = redis.address();
+    let window = ["--redis", &address, "--drain-delay", "300ms", "--drain-window", "1s"];
+    let (mut draining, other) = (gateway(&window).await, gateway(&window).await);
+    draining.wait_ready(LIMIT).await.unwrap();
+    other.wait_ready(LIMIT).await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let mut client = Client::connect(draining.address).await.unwrap();
+        let mut partner = Client::connect(other.address).await.unwrap();
+        tasks.spawn(async move {
+            // As fast as it goes, until the node says farewell; every answer until then is an ack.
+            loop {
+                let Ok(request) = client.post(partner.id, "under load").await else { break };
+                match client.answer(request).await {
+                    Ok(answer) => {
+                        assert_eq!(answer, Answer::Ack);
+                        assert_eq!(partner.receive().await.unwrap().1, "under load");
+                    }
+                    Err(error) => {
+                        assert!(error.to_string().contains("1012"), "{error}");
+                        break;
+                    }
+                }
+            }
+            let stays = tokio::time::timeout(Duration::from_millis(10), partner.closed(LIMIT)).await;
+            assert!(stays.is_err(), "a session on the other node was closed");
+        });
+    }
+    draining.signal(Signal::SIGTERM);
+    let began = Instant::now();
+    until("it is not ready", LIMIT, async || {
+        let answer = http::get(draining.address, "/readyz", "").await.ok()?;
+        (answer.status == 503).then_some(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(http::get(draining.address, "/livez", "").await.unwrap().status, 200);
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
+    }
+    assert_eq!(draining.wait_exit(LIMIT).await.unwrap().code(), Some(0));
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(300) && took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(other.metric("texto_connections").await, Some(0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_drains_in_time_while_redis_hangs() {
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let address = redis.address();
+    let arguments = ["--redis", &address, "--drain-delay", "100ms", "--drain-window", "500ms"];
+    let mut gateway = gateway(&arguments).await;
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(Client::connect(gateway.address).await.unwrap());
+    }
+    redis.freeze();
+    for client in &mut clients {
+        client.post(client.id, "nobody will know").await.unwrap();
+    }
+    gateway.signal(Signal::SIGTERM);
+    let began = Instant::now();
+    for mut client in clients {
+        assert_eq!(client.closed(LIMIT).await.unwrap(), 1012);
+    }
+    assert_eq!(gateway.wait_exit(LIMIT).await.unwrap().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_and_an_interrupt_stop_at_once() {
+    for signals in [vec![Signal::SIGTERM, Signal::SIGTERM], vec![Signal::SIGINT]] {
+        let mut gateway = gateway(&["--drain-delay", "1h", "--drain-window", "1h"]).await;
+        let mut client = Client::connect(gateway.address).await.unwrap();
+        for signal in signals {
+            gateway.signal(signal);
+            if signal == Signal::SIGTERM {
+                // Signals of a kind merge while one is pending: the first must have been taken.
+                gateway.wait_for_log("draining", LIMIT).await.unwrap();
+            }
+        }
+        assert_eq!(client.closed(LIMIT).await.unwrap(), 1001);
+        assert_eq!(gateway.wait_exit(LIMIT).await.unwrap().code(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_is_wrong_ends_the_program_before_it_listens() {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_texto"))
+        .args(["--redis", "a:1", "--sentinels", "b:2", "--send-timeout", "soon"])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("TEXTO_SEND_TIMEOUT") && text.contains("exclude each other"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn healthcheck_says_by_its_exit_code() {
+    let gateway = gateway(&["--max-connections", "1"]).await;
+    let check = async |path: &str| {
+        let address = gateway.address.to_string();
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_texto"));
+        let status = command.args(["healthcheck", "--listen", &address, "--path", path]).status().await.unwrap();
+        status.code()
+    };
+    assert_eq!(check("/readyz").await, Some(0));
+    let _client = Client::connect(gateway.address).await.unwrap();
+    assert_eq!(check("/readyz").await, Some(1));
+    assert_eq!(check("/livez").await, Some(0));
+}

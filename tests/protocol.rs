@@ -1,0 +1,195 @@
+//! The wire protocol over real sockets, and the contract that every broker keeps.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::SinkExt;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use texto_lab::client::{self, Answer, Client, Incoming};
+use texto_lab::gateway::Gateway;
+use texto_lab::process::until;
+use texto_lab::redis_server::RedisServer;
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+async fn gateway(arguments: &[&str]) -> Gateway {
+    Gateway::start(Path::new(env!("CARGO_BIN_EXE_texto")), arguments, &[]).await.unwrap()
+}
+
+async fn frame(client: &mut Client) -> Value {
+    match client.frame().await.unwrap() {
+        Incoming::Frame(frame) => frame,
+        Incoming::Closed(code) => panic!("closed with {code}"),
+    }
+}
+
+/// Sends a frame and gives the code and id of the error that it is answered with.
+async fn error(client: &mut Client, text: &str) -> (String, String) {
+    client.write(text).await.unwrap();
+    let answer = frame(client).await;
+    assert_eq!(answer["kind"], "error", "{text} was answered with {answer}");
+    assert!(answer["data"]["description"].as_str().unwrap().len() > 5);
+    assert_eq!(answer["client_id"], client.id.to_string());
+    (answer["data"]["code"].as_str().unwrap().to_owned(), answer["id"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn every_error_code_and_the_session_goes_on() {
+    let gateway = gateway(&["--max-text-bytes", "10"]).await;
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    let own = client.id;
+    let id = Uuid::new_v4();
+    let send = |client_id: Value, receiver: Value, text: &str| {
+        json!({ "client_id": client_id, "id": id, "kind": "send", "data": { "receiver_id": receiver, "text": text } })
+            .to_string()
+    };
+    let cases = [
+        ("garbage".to_owned(), "ESYNTAX", false),
+        ("[1]".to_owned(), "ESYNTAX", false),
+        (json!({ "kind": "send" }).to_string(), "ESYNTAX", false),
+        (json!({ "id": id, "kind": 7 }).to_string(), "ESYNTAX", true),
+        (json!({ "id": id, "kind": "receive" }).to_string(), "EKIND", true),
+        (send(Value::Null, json!(id), "far too long a text"), "ECID", true),
+        (send(json!(id), json!("x"), ""), "ECID", true),
+        (send(json!(own), json!("x"), "far too long a text"), "EINVAL", true),
+        (send(json!(own), json!(id), "far too long a text"), "EMSGSIZE", true),
+        (send(json!(own), json!(id), "short"), "ENOTCONN", true),
+    ];
+    for (text, code, own_id) in cases {
+        let (given, answered) = error(&mut client, &text).await;
+        assert_eq!(given, code, "{text}");
+        assert_eq!(answered == id.to_string(), own_id, "{text}");
+    }
+    client.socket().send(Message::binary(vec![1, 2, 3])).await.unwrap();
+    let answer = frame(&mut client).await;
+    assert_eq!((&answer["kind"], &answer["data"]["code"]), (&json!("error"), &json!("ESYNTAX")));
+    assert_eq!(client.send(own, "to myself").await.unwrap(), Answer::Ack);
+    assert_eq!(client.receive().await.unwrap(), (own, "to myself".to_owned()));
+}
+
+#[tokio::test]
+async fn registration_greeting_and_silence() {
+    let gateway = gateway(&[]).await;
+    let mut socket = client::open(gateway.address, "/v1/texto?nogreet=1").await.unwrap();
+    let id = Uuid::new_v4();
+    for kind in ["ack", "error"] {
+        let notice = json!({ "client_id": null, "id": Uuid::new_v4(), "kind": kind, "data": { "any": "thing" } });
+        socket.send(Message::text(notice.to_string())).await.unwrap();
+    }
+    let registration = json!({ "client_id": "anything", "id": id, "kind": "registration", "data": null, "new": 1 });
+    socket.send(Message::text(registration.to_string())).await.unwrap();
+    // Neither a greeting nor an answer to a notice comes before it.
+    let Incoming::Frame(first) = client::next(&mut socket).await else { panic!("closed") };
+    assert_eq!((&first["kind"], &first["id"]), (&json!("connection"), &json!(id)));
+    assert_eq!(first["client_id"], first["data"]["client_id"]);
+
+    let mut socket = client::open(gateway.address, "/v1/texto?nogreet=").await.unwrap();
+    let Incoming::Frame(first) = client::next(&mut socket).await else { panic!("closed") };
+    assert_eq!(first["kind"], "connection", "an empty value does not suppress the greeting");
+}
+
+#[tokio::test]
+async fn ids_in_capitals_are_the_same_ids() {
+    let gateway = gateway(&[]).await;
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    let own = client.id.to_string().to_uppercase();
+    let id = Uuid::new_v4();
+    let send = json!({ "client_id": own, "id": id.to_string().to_uppercase(), "kind": "send",
+        "data": { "receiver_id": own, "text": "x" } });
+    client.write(&send.to_string()).await.unwrap();
+    let mut kinds = Vec::new();
+    for _ in 0..2 {
+        let frame = frame(&mut client).await;
+        if frame["kind"] == "ack" {
+            assert_eq!(frame["id"], id.to_string());
+        } else {
+            assert_eq!(frame["data"]["sender_id"], client.id.to_string());
+        }
+        kinds.push(frame["kind"].as_str().unwrap().to_owned());
+    }
+    kinds.sort();
+    assert_eq!(kinds, ["ack", "receive"]);
+}
+
+#[tokio::test]
+async fn a_frame_over_the_limit_closes_with_1009() {
+    let gateway = gateway(&["--max-frame-bytes", "20000"]).await;
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    client.write(&"x".repeat(20_001)).await.unwrap();
+    assert_eq!(client.closed(LIMIT).await.unwrap(), 1009);
+    let mut fragments = Client::connect(gateway.address).await.unwrap();
+    use tokio_tungstenite::tungstenite::protocol::frame::{Frame, coding::{Data, OpCode}};
+    for (at, kind) in [(0, Data::Text), (1, Data::Continue), (2, Data::Continue)] {
+        let frame = Frame::message("x".repeat(9_000), OpCode::Data(kind), at == 2);
+        fragments.socket().send(Message::Frame(frame)).await.unwrap();
+    }
+    assert_eq!(fragments.closed(LIMIT).await.unwrap(), 1009, "fragments count together");
+}
+
+#[tokio::test]
+async fn the_longest_text_passes_in_its_longest_form() {
+    let gateway = gateway(&[]).await;
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    // Each byte takes six in JSON, both ways.
+    let text = "\u{1}".repeat(16_384);
+    assert_eq!(client.send(client.id, &text).await.unwrap(), Answer::Ack);
+    assert_eq!(client.receive().await.unwrap().1, text);
+}
+
+/// What every broker promises, on whichever nodes the clients are.
+async fn contract(first: &Gateway, second: &Gateway) {
+    let mut a = Client::connect(first.address).await.unwrap();
+    let mut b = Client::connect(second.address).await.unwrap();
+    // In order, once each, answered each; many under way at a time.
+    let mut requests = Vec::new();
+    for number in 0..60 {
+        requests.push(a.post(b.id, &format!("message {number} \u{1F600}\u{0}\"")).await.unwrap());
+    }
+    for request in requests {
+        assert_eq!(a.answer(request).await.unwrap(), Answer::Ack);
+    }
+    for number in 0..60 {
+        assert_eq!(b.receive().await.unwrap(), (a.id, format!("message {number} \u{1F600}\u{0}\"")));
+    }
+    // An id is known as soon as its owner is greeted.
+    for _ in 0..20 {
+        let mut late = Client::connect(second.address).await.unwrap();
+        assert_eq!(a.send(late.id, "welcome").await.unwrap(), Answer::Ack);
+        assert_eq!(late.receive().await.unwrap().1, "welcome");
+    }
+    // Nobody is connected as a stranger, nor as one who has left.
+    assert_eq!(a.send(Uuid::new_v4(), "?").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
+    let gone = b.id;
+    drop(b);
+    until("the one who left is gone", LIMIT, async || {
+        (a.send(gone, "?").await.unwrap() == Answer::Error("ENOTCONN".to_owned())).then_some(())
+    })
+    .await
+    .unwrap();
+    // Nothing is kept for later.
+    let mut fresh = Client::connect(second.address).await.unwrap();
+    assert_eq!(a.send(fresh.id, "first").await.unwrap(), Answer::Ack);
+    assert_eq!(fresh.receive().await.unwrap().1, "first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_broker_keeps_the_contract() {
+    let gateway = gateway(&[]).await;
+    contract(&gateway, &gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_keeps_the_contract() {
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let address = redis.address();
+    let (first, second) = (gateway(&["--redis", &address]).await, gateway(&["--redis", &address]).await);
+    first.wait_ready(LIMIT).await.unwrap();
+    second.wait_ready(LIMIT).await.unwrap();
+    contract(&first, &second).await;
+}
