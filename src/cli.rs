@@ -71,7 +71,13 @@ pub struct ServeArgs {
     #[arg(long, env = "TEXTO_REDIS", value_name = "HOST:PORT", help_heading = "Redis")]
     pub redis: Option<String>,
     /// Links to the replicas as well as to the master: a failover is bridged, not waited for
-    #[arg(long, env = "TEXTO_STANDBY_SUBSCRIPTIONS", default_value = "true", value_name = "BOOL", help_heading = "Redis")]
+    #[arg(
+        long,
+        env = "TEXTO_STANDBY_SUBSCRIPTIONS",
+        default_value = "true",
+        value_name = "BOOL",
+        help_heading = "Redis"
+    )]
     pub standby_subscriptions: String,
     /// ACL user name for Redis
     #[arg(long, env = "TEXTO_REDIS_USERNAME", value_name = "NAME", help_heading = "Redis")]
@@ -86,7 +92,13 @@ pub struct ServeArgs {
     #[arg(long, env = "TEXTO_SENTINEL_PASSWORD_FILE", value_name = "PATH", help_heading = "Redis")]
     pub sentinel_password_file: Option<String>,
     /// A Redis or Sentinel that is silent this long is given up (pinged four times as often)
-    #[arg(long, env = "TEXTO_HEARTBEAT_TIMEOUT", default_value = "1s", value_name = "DURATION", help_heading = "Redis")]
+    #[arg(
+        long,
+        env = "TEXTO_HEARTBEAT_TIMEOUT",
+        default_value = "1s",
+        value_name = "DURATION",
+        help_heading = "Redis"
+    )]
     pub heartbeat_timeout: String,
 
     /// Every `send` is answered within this time
@@ -99,7 +111,13 @@ pub struct ServeArgs {
     #[arg(long, env = "TEXTO_MAX_TEXT_BYTES", default_value = "16384", value_name = "BYTES", help_heading = "Limits")]
     pub max_text_bytes: String,
     /// Length of a WebSocket message in bytes; a longer one closes the socket with 1009
-    #[arg(long, env = "TEXTO_MAX_FRAME_BYTES", default_value = "131072", value_name = "BYTES", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "TEXTO_MAX_FRAME_BYTES",
+        default_value = "131072",
+        value_name = "BYTES",
+        help_heading = "Limits"
+    )]
     pub max_frame_bytes: String,
     /// Sends of one session that wait for their answer at a time; more get EAGAIN
     #[arg(long, env = "TEXTO_MAX_UNANSWERED", default_value = "64", value_name = "COUNT", help_heading = "Limits")]
@@ -124,10 +142,22 @@ pub struct ServeArgs {
     #[arg(long, env = "TEXTO_DRAIN_DELAY", default_value = "5s", value_name = "DURATION", help_heading = "Operations")]
     pub drain_delay: String,
     /// After that: time over which the sessions are closed with 1012
-    #[arg(long, env = "TEXTO_DRAIN_WINDOW", default_value = "20s", value_name = "DURATION", help_heading = "Operations")]
+    #[arg(
+        long,
+        env = "TEXTO_DRAIN_WINDOW",
+        default_value = "20s",
+        value_name = "DURATION",
+        help_heading = "Operations"
+    )]
     pub drain_window: String,
     /// How long Redis may be away before /readyz fails: longer than a failover takes
-    #[arg(long, env = "TEXTO_READY_GRACE", default_value = "15s", value_name = "DURATION", help_heading = "Operations")]
+    #[arg(
+        long,
+        env = "TEXTO_READY_GRACE",
+        default_value = "15s",
+        value_name = "DURATION",
+        help_heading = "Operations"
+    )]
     pub ready_grace: String,
     /// Form of the log on standard error: text or json
     #[arg(long, env = "TEXTO_LOG_FORMAT", default_value = "text", value_name = "FORMAT", help_heading = "Operations")]

@@ -203,12 +203,13 @@ struct Check<'a> {
 impl Check<'_> {
     fn config(&mut self, args: &ServeArgs) -> Option<Config> {
         let listen = self.parse("listen", &args.listen, "an address such as 0.0.0.0:8398");
-        let admin_listen = args.admin_listen.as_deref().filter(|text| !text.is_empty()).map(|text| {
-            self.parse("admin-listen", text, "an address such as 127.0.0.1:9398")
-        });
+        let admin_listen = args
+            .admin_listen
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map(|text| self.parse("admin-listen", text, "an address such as 127.0.0.1:9398"));
         let send_timeout = self.duration("send-timeout", &args.send_timeout, Duration::from_millis(10));
-        let heartbeat_timeout =
-            self.duration("heartbeat-timeout", &args.heartbeat_timeout, Duration::from_millis(20));
+        let heartbeat_timeout = self.duration("heartbeat-timeout", &args.heartbeat_timeout, Duration::from_millis(20));
         let broker = self.broker(args, send_timeout, heartbeat_timeout);
         let limits = self.limits(args);
         let delay = self.duration("drain-delay", &args.drain_delay, Duration::ZERO);
@@ -287,8 +288,7 @@ impl Check<'_> {
             }
         };
         let credentials = self.credentials("redis", &args.redis_username, &args.redis_password_file);
-        let sentinel_credentials =
-            self.credentials("sentinel", &args.sentinel_username, &args.sentinel_password_file);
+        let sentinel_credentials = self.credentials("sentinel", &args.sentinel_username, &args.sentinel_password_file);
         let given = |value: &Option<String>| value.clone().filter(|text| !text.trim().is_empty());
         let topology = match (given(&args.redis), given(&args.sentinels)) {
             (None, None) => return Some(BrokerConfig::Embedded),
@@ -324,12 +324,7 @@ impl Check<'_> {
     }
 
     /// Reads the password of `peer` ("redis" or "sentinel") from its variable or its file.
-    fn credentials(
-        &mut self,
-        peer: &str,
-        username: &Option<String>,
-        file: &Option<String>,
-    ) -> Option<Credentials> {
+    fn credentials(&mut self, peer: &str, username: &Option<String>, file: &Option<String>) -> Option<Credentials> {
         let username = username.clone().filter(|name| !name.is_empty());
         let name = format!("TEXTO_{}_PASSWORD", peer.to_uppercase());
         let direct = (self.variable)(&name).filter(|value| !value.is_empty());
@@ -342,9 +337,8 @@ impl Check<'_> {
             (None, Some(path)) => match std::fs::read_to_string(path) {
                 Ok(text) => Some(Secret::new(text.trim_end_matches(['\r', '\n']))),
                 Err(error) => {
-                    self.errors.push(format!(
-                        "--{peer}-password-file ({name}_FILE): can't read the file {path:?}: {error}"
-                    ));
+                    self.errors
+                        .push(format!("--{peer}-password-file ({name}_FILE): can't read the file {path:?}: {error}"));
                     return None;
                 }
             },
@@ -446,11 +440,24 @@ mod tests {
     #[test]
     fn every_error_is_reported_at_once_with_flag_and_variable() {
         let errors = config(
-            &["--listen", "nonsense", "--send-timeout", "5", "--redis", "a:1", "--sentinels", "b:2", "--max-text-bytes", "0"],
+            &[
+                "--listen",
+                "nonsense",
+                "--send-timeout",
+                "5",
+                "--redis",
+                "a:1",
+                "--sentinels",
+                "b:2",
+                "--max-text-bytes",
+                "0",
+            ],
             &[],
         )
         .unwrap_err();
-        for part in ["4 errors", "--listen (TEXTO_LISTEN)", "TEXTO_SEND_TIMEOUT", "exclude each other", "TEXTO_MAX_TEXT_BYTES"] {
+        for part in
+            ["4 errors", "--listen (TEXTO_LISTEN)", "TEXTO_SEND_TIMEOUT", "exclude each other", "TEXTO_MAX_TEXT_BYTES"]
+        {
             assert!(errors.contains(part), "{part} is not in: {errors}");
         }
     }

@@ -259,9 +259,8 @@ impl Health {
 
 fn check_links(broker: &BrokerStatus) -> Check {
     let missing = broker.links.iter().filter(|link| link.expected && link.state != LinkState::Synced);
-    let missing: Vec<_> = missing
-        .map(|link| format!("{}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing")))
-        .collect();
+    let missing: Vec<_> =
+        missing.map(|link| format!("{}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing"))).collect();
     Check {
         name: "redis:links",
         status: if missing.is_empty() { Status::Pass } else { Status::Warn },

@@ -38,7 +38,10 @@ pub fn run(args: &HealthcheckArgs) -> Result<(), HealthcheckError> {
     let limit = humantime::parse_duration(&args.timeout)
         .map_err(|_| HealthcheckError::Argument(format!("--timeout: {:?} is no duration such as 2s", args.timeout)))?;
     let address: SocketAddr = args.listen.parse().map_err(|_| {
-        HealthcheckError::Argument(format!("--listen (TEXTO_LISTEN): {:?} is no address such as 0.0.0.0:8398", args.listen))
+        HealthcheckError::Argument(format!(
+            "--listen (TEXTO_LISTEN): {:?} is no address such as 0.0.0.0:8398",
+            args.listen
+        ))
     })?;
     let address = reachable(address);
     let runtime = tokio::runtime::Builder::new_current_thread()

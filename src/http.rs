@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -75,12 +75,7 @@ fn websocket(app: App) -> BoxedFilter<(WarpResponse,)> {
         .and(query())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<SocketPermit>())
-        .map(move |headers: HeaderMap, query: String, upgrade, permit| {
-            match open(&app, &headers, &query, upgrade, permit) {
-                Ok(response) => response.map(|()| WarpResponse::default().into_body()),
-                Err(refusal) => refusal,
-            }
-        })
+        .map(move |headers: HeaderMap, query: String, upgrade, permit| open(&app, &headers, &query, upgrade, permit))
         .boxed()
 }
 
@@ -91,26 +86,32 @@ fn open(
     query: &str,
     upgrade: Option<OnUpgrade>,
     permit: Option<SocketPermit>,
-) -> Result<Response<()>, WarpResponse> {
+) -> WarpResponse {
     let metrics = &app.context.metrics;
     let handshake = websocket::handshake(headers)
         .and_then(|response| Ok((response, upgrade.ok_or(websocket::HandshakeError::NotAnUpgrade)?)));
-    let (response, upgrade) = handshake.map_err(|error| {
-        metrics.handshakes_bad.inc();
-        let mut response = plain(error.status(), &format!("{error}\n"));
-        let headers = response.headers_mut();
-        headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
-        headers.insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
-        response
-    })?;
+    let (response, upgrade) = match handshake {
+        Ok(both) => both,
+        Err(error) => {
+            metrics.handshakes_bad.inc();
+            let mut response = plain(error.status(), &format!("{error}\n"));
+            let headers = response.headers_mut();
+            headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+            headers.insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
+            return response;
+        }
+    };
     if !app.health.takes_sessions() {
         metrics.handshakes_not_ready.inc();
-        return Err(unavailable("this node takes no sessions now: try again, another one may\n"));
+        return unavailable("this node takes no sessions now: try again, another one may\n");
     }
-    let seat = app.seats.clone().try_acquire_owned().map_err(|_| {
+    let Ok(seat) = app.seats.clone().try_acquire_owned() else {
         metrics.handshakes_full.inc();
-        unavailable("every place on this node is taken: try again, another one may have some\n")
-    })?;
+        return unavailable(
+            "every place on this node is taken: try again, another one may have some
+",
+        );
+    };
     metrics.handshakes_accepted.inc();
     let limits = &app.context.limits;
     let bounds = Bounds {
@@ -123,7 +124,7 @@ fn open(
     // The tracker has the task before the 101 is sent, so that a drain can't miss the session.
     app.sessions.spawn(async move {
         let _held = (seat, permit);
-        match tokio::time::timeout(UPGRADE_LIMIT, Socket::upgrade(upgrade, bounds)).await {
+        match Box::pin(tokio::time::timeout(UPGRADE_LIMIT, Socket::upgrade(upgrade, bounds))).await {
             Ok(Ok(socket)) => {
                 let end = session::run(socket, context, greet).await;
                 debug!(?end, "session ended");
@@ -132,7 +133,7 @@ fn open(
             Err(_) => debug!("the upgrade took too long"),
         }
     });
-    Ok(response)
+    response.map(|()| WarpResponse::default().into_body())
 }
 
 fn health(app: App) -> BoxedFilter<(WarpResponse,)> {

@@ -16,17 +16,17 @@ pub mod cli;
 pub mod config;
 pub mod secret;
 
-pub mod server;
 pub mod http;
-pub mod websocket;
-pub mod session;
-pub mod protocol;
 pub mod outbox;
+pub mod protocol;
 pub mod registry;
+pub mod server;
+pub mod session;
+pub mod websocket;
 
+pub mod backoff;
 pub mod broker;
 pub mod sentinel;
-pub mod backoff;
 
 pub mod drain;
 pub mod health;

@@ -13,6 +13,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// It gives memory back to the system when a burst is over, which glibc's allocator does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The exit code for a configuration that can't be used, as in sysexits.h (EX_CONFIG).
 const EXIT_CONFIG: u8 = 78;
 

@@ -1,17 +1,16 @@
 //! Owns the Prometheus metrics: one typed struct a gateway, with the children of hot labels kept.
 
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::protocol::ErrorCode;
 use crate::registry::Delivered;
 
 /// Bounds in seconds: from a local answer to the send deadline.
-const LATENCIES: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
+const LATENCIES: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// All that a gateway counts. Registered with a registry of its own, so that two gateways live in one process.
 #[derive(Debug)]
@@ -134,10 +133,8 @@ impl Metrics {
             messages_failed: messages.with_label_values(&["failed"]),
             errors: ErrorCode::ALL.iter().map(|code| errors.with_label_values(&[code.as_str()])).collect(),
             send_duration: r.histogram("texto_send_duration_seconds", "From a send frame to its answer.")?,
-            publish_duration: r.histogram(
-                "texto_publish_duration_seconds",
-                "From a batch of PUBLISH commands to its last answer.",
-            )?,
+            publish_duration: r
+                .histogram("texto_publish_duration_seconds", "From a batch of PUBLISH commands to its last answer.")?,
             messages_pending: r.gauge("texto_messages_pending", "Sends that wait for a decision.")?,
             messages_resent: r.counter(
                 "texto_messages_resent_total",
@@ -254,4 +251,3 @@ impl Register<'_> {
         self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(LATENCIES.to_vec()), labels)?)
     }
 }
-

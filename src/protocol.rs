@@ -153,8 +153,7 @@ fn decode_send(id: Uuid, data: Option<&RawValue>, max_text_bytes: usize) -> Resu
     let data: SendData = data.and_then(|raw| serde_json::from_str(raw.get()).ok()).ok_or_else(|| {
         invalid("the data of a \"send\" must be an object with the strings \"receiver_id\" and \"text\"")
     })?;
-    let receiver =
-        Uuid::try_parse(&data.receiver_id).map_err(|_| invalid("\"receiver_id\" must be a UUID"))?;
+    let receiver = Uuid::try_parse(&data.receiver_id).map_err(|_| invalid("\"receiver_id\" must be a UUID"))?;
     if data.text.len() > max_text_bytes {
         return Err(reject(
             ErrorCode::EMsgSize,
@@ -250,7 +249,11 @@ mod tests {
         let error = Reply::Error { code: ErrorCode::ENotConn, description: "nobody" };
         golden(error, r#"{"code":"ENOTCONN","description":"nobody"}"#, "error");
         let receive = Reply::Receive { sender: ID, text: "a\"<b>\u{1F600}" };
-        golden(receive, "{\"sender_id\":\"8a15b000-02d7-4823-8336-0cd0b0b13ae9\",\"text\":\"a\\\"<b>\u{1F600}\"}", "receive");
+        golden(
+            receive,
+            "{\"sender_id\":\"8a15b000-02d7-4823-8336-0cd0b0b13ae9\",\"text\":\"a\\\"<b>\u{1F600}\"}",
+            "receive",
+        );
     }
 
     #[test]
@@ -280,7 +283,9 @@ mod tests {
             assert_eq!(code(&send(client_id, "null")), (Some(ID), ErrorCode::ECid), "{client_id}");
         }
         let own = format!("\"{CLIENT}\"");
-        for data in ["null", "[]", "{}", r#"{"receiver_id":"x","text":"far too long"}"#, r#"{"receiver_id":7,"text":""}"#] {
+        for data in
+            ["null", "[]", "{}", r#"{"receiver_id":"x","text":"far too long"}"#, r#"{"receiver_id":7,"text":""}"#]
+        {
             assert_eq!(code(&send(&own, data)), (Some(ID), ErrorCode::EInval), "{data}");
         }
         let long = format!(r#"{{"receiver_id":"{ID}","text":"123456789"}}"#);

@@ -14,7 +14,7 @@ use crate::outbox::{CloseOrder, Delivery, Outbox, Pushed};
 
 const SHARDS: usize = 64;
 
-/// How long a message's id is remembered, at least, unless more than [`REMEMBERED`] follow it sooner.
+/// How long a message's id is remembered, at least, unless too many (16,384 in a shard) follow it sooner.
 /// Copies that are older are recognised by their age instead (see `broker::redis::envelope`).
 pub const DEDUPE_WINDOW: Duration = Duration::from_secs(30);
 
@@ -88,13 +88,7 @@ impl Registry {
 
     /// Puts a message into the outbox of `receiver`, unless it is a copy. `make` is called only for a
     /// message that will be kept, so that a copy costs neither parsing nor memory.
-    pub fn deliver(
-        &self,
-        now: Instant,
-        receiver: Uuid,
-        id: Uuid,
-        make: impl FnOnce() -> Delivery,
-    ) -> Delivered {
+    pub fn deliver(&self, now: Instant, receiver: Uuid, id: Uuid, make: impl FnOnce() -> Delivery) -> Delivered {
         let mut shard = self.shard(receiver);
         let Shard { clients, seen } = &mut *shard;
         let Some(outbox) = clients.get(&receiver) else {

@@ -72,6 +72,8 @@ impl End {
 }
 
 /// Serves a client until it or the node ends the session.
+///
+/// Steps that are rare are boxed: what they need is not kept for the whole session.
 pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
     let client = Uuid::new_v4();
     let outbox = Arc::new(Outbox::new(client, &context.limits));
@@ -105,7 +107,7 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         End::Stopped => Some((1001, "this node stops")),
     };
     if let (Some(socket), Some((code, reason))) = (session.socket.take(), farewell) {
-        socket.close(code, reason).await;
+        Box::pin(socket.close(code, reason)).await;
     }
     end
 }
@@ -206,7 +208,7 @@ impl Session {
                         return Some(self.write_failed());
                     }
                 }
-                Incoming::Binary => {
+                Incoming::Binary(_) => {
                     let reason = "a frame must be text: binary ones are not part of this protocol";
                     if self.refuse(None, ErrorCode::ESyntax, reason).await.is_err() {
                         return Some(self.write_failed());
@@ -217,7 +219,7 @@ impl Session {
                 Incoming::Broken => return Some(End::Broken),
                 Incoming::Violation(code, reason) => {
                     if let Some(socket) = self.socket.take() {
-                        socket.close(code, reason).await;
+                        Box::pin(socket.close(code, reason)).await;
                     }
                     return Some(End::Violation);
                 }
@@ -260,7 +262,7 @@ impl Session {
             return Some(End::Drained);
         }
         if self.socket.as_ref().is_some_and(Socket::is_grown) && now >= self.heard + COMPACT_AFTER {
-            let (socket, incoming) = self.socket.take()?.compact().await;
+            let (socket, incoming) = Box::pin(self.socket.take()?.compact()).await;
             self.socket = Some(socket);
             self.outbox.shrink();
             if let Some(incoming) = incoming {

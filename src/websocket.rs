@@ -106,7 +106,7 @@ pub enum Incoming {
     /// A text.
     Text(Utf8Bytes),
     /// A binary message.
-    Binary,
+    Binary(bytes::Bytes),
     /// A ping (answered already) or a pong: the peer lives.
     Alive,
     /// The peer closed, properly.
@@ -144,7 +144,8 @@ impl Socket {
         match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(parts) => {
                 let mut stream = Tracked { stream: Box::new(parts.io.into_inner()), frames: Frames::default() };
-                let early = Vec::from(parts.read_buf);
+                // A copy: the buffer itself is HTTP's, and large.
+                let early = parts.read_buf.to_vec();
                 stream.frames.feed(&early);
                 let config = Some(bounds.config());
                 let stream = WebSocketStream::from_partially_read(stream, early, Role::Server, config).await;
@@ -168,7 +169,7 @@ impl Socket {
             }
             Some(Ok(Message::Binary(bytes))) => {
                 self.grown |= bytes.len() > READ_BUFFER;
-                Incoming::Binary
+                Incoming::Binary(bytes)
             }
             Some(Ok(Message::Close(_))) => {
                 // The answer to it is queued; nobody cares if it can't be written any more.
@@ -177,19 +178,6 @@ impl Socket {
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Incoming::Alive,
             Some(Err(error)) => violation(&error),
-        }
-    }
-
-    /// The same, for a caller that wants binary messages too.
-    pub async fn next_message(&mut self) -> Result<Message, Incoming> {
-        match self.stream.next().await {
-            None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed)) => Err(Incoming::Closed),
-            Some(Ok(Message::Close(_))) => {
-                let _ = tokio::time::timeout(FAREWELL, self.stream.flush()).await;
-                Err(Incoming::Closed)
-            }
-            Some(Ok(message)) => Ok(message),
-            Some(Err(error)) => Err(violation(&error)),
         }
     }
 
@@ -250,7 +238,9 @@ impl Socket {
 
 fn violation(error: &Error) -> Incoming {
     match error {
-        Error::Capacity(CapacityError::MessageTooLong { .. }) => Incoming::Violation(1009, "the frame is over the limit"),
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+            Incoming::Violation(1009, "the frame is over the limit")
+        }
         Error::Utf8(_) => Incoming::Violation(1007, "a text was not UTF-8"),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Incoming::Broken,
         Error::Protocol(_) | Error::Capacity(_) => Incoming::Violation(1002, "against RFC 6455"),

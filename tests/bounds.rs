@@ -63,9 +63,11 @@ async fn too_many_unanswered_sends_get_eagain_and_each_is_answered_in_time() {
     }
     assert!(began.elapsed() < Duration::from_secs(4), "answered after {:?}", began.elapsed());
     redis.thaw();
-    until("messages flow again", LIMIT, async || (client.send(client.id, "!").await.unwrap() == Answer::Ack).then_some(()))
-        .await
-        .unwrap();
+    until("messages flow again", LIMIT, async || {
+        (client.send(client.id, "!").await.unwrap() == Answer::Ack).then_some(())
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -123,7 +123,10 @@ async fn a_frame_over_the_limit_closes_with_1009() {
     client.write(&"x".repeat(20_001)).await.unwrap();
     assert_eq!(client.closed(LIMIT).await.unwrap(), 1009);
     let mut fragments = Client::connect(gateway.address).await.unwrap();
-    use tokio_tungstenite::tungstenite::protocol::frame::{Frame, coding::{Data, OpCode}};
+    use tokio_tungstenite::tungstenite::protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    };
     for (at, kind) in [(0, Data::Text), (1, Data::Continue), (2, Data::Continue)] {
         let frame = Frame::message("x".repeat(9_000), OpCode::Data(kind), at == 2);
         fragments.socket().send(Message::Frame(frame)).await.unwrap();

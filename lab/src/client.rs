@@ -128,7 +128,7 @@ impl Client {
         if let Some(frame) = self.waiting.pop_front() {
             return Ok(Incoming::Frame(frame));
         }
-        Ok(tokio::time::timeout(PATIENCE, next(&mut self.socket)).await.context("nothing came")?)
+        tokio::time::timeout(PATIENCE, next(&mut self.socket)).await.context("nothing came")
     }
 
     /// Waits for the close and gives its code; frames before it are passed over.

@@ -62,7 +62,8 @@ impl Cluster {
         let servers = start_servers(folder.path(), options).await?;
         let sentinels = start_sentinels(folder.path(), &servers, options).await?;
         let cluster = Self { servers, sentinels, folder };
-        until("the Sentinels know each other and all servers", START, async || cluster.is_settled(options).await).await?;
+        until("the Sentinels know each other and all servers", START, async || cluster.is_settled(options).await)
+            .await?;
         Ok(cluster)
     }
 
@@ -161,7 +162,8 @@ impl Cluster {
             }
         }
         for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.is_running()) {
-            let rows: Vec<HashMap<String, String>> = sentinel.command(&["SENTINEL", "REPLICAS", "mymaster"]).await.ok()?;
+            let rows: Vec<HashMap<String, String>> =
+                sentinel.command(&["SENTINEL", "REPLICAS", "mymaster"]).await.ok()?;
             let well = rows.iter().filter(|row| row.get("flags").is_some_and(|flags| flags == "slave")).count();
             if well + 1 < self.servers.iter().filter(|server| server.is_running()).count() {
                 return None;
@@ -192,11 +194,7 @@ async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<Vec<Re
 }
 
 /// The Sentinels are told of one another, so that nobody has to wait for their greetings.
-async fn start_sentinels(
-    folder: &Path,
-    servers: &[RedisServer],
-    options: &ClusterOptions,
-) -> Result<Vec<RedisServer>> {
+async fn start_sentinels(folder: &Path, servers: &[RedisServer], options: &ClusterOptions) -> Result<Vec<RedisServer>> {
     let Some(master) = servers.first() else { bail!("no Redis server") };
     let id = |_| std::iter::repeat_with(|| fastrand::digit(16)).take(40).collect::<String>();
     let ids: Vec<String> = (0..options.sentinels).map(id).collect();

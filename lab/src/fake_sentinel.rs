@@ -49,9 +49,13 @@ async fn talk(stream: TcpStream, master: u16, epoch: u64) -> Result<()> {
         let word = |at: usize| words.get(at).map(|word| word.to_uppercase()).unwrap_or_default();
         let answer = match (word(0).as_str(), word(1).as_str()) {
             ("HELLO", _) => "%1\r\n+proto\r\n:3\r\n".to_owned(),
-            ("SUBSCRIBE", _) => words[1..].iter().map(|channel| format!(">3\r\n+subscribe\r\n+{channel}\r\n:1\r\n")).collect(),
+            ("SUBSCRIBE", _) => {
+                words[1..].iter().map(|channel| format!(">3\r\n+subscribe\r\n+{channel}\r\n:1\r\n")).collect()
+            }
             ("SENTINEL", "MASTER") => {
-                format!("%5\r\n+ip\r\n+127.0.0.1\r\n+port\r\n+{master}\r\n+flags\r\n+master\r\n+config-epoch\r\n+{epoch}\r\n+name\r\n+mymaster\r\n")
+                format!(
+                    "%5\r\n+ip\r\n+127.0.0.1\r\n+port\r\n+{master}\r\n+flags\r\n+master\r\n+config-epoch\r\n+{epoch}\r\n+name\r\n+mymaster\r\n"
+                )
             }
             ("SENTINEL", "REPLICAS" | "SENTINELS") => "*0\r\n".to_owned(),
             ("SENTINEL", "MYID") => format!("+{:040}\r\n", epoch + 1_000_000),

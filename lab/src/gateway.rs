@@ -38,12 +38,7 @@ impl Gateway {
     ///
     /// # Errors
     /// When it does not listen soon; its log is part of the error then.
-    pub async fn start_on(
-        listen: &str,
-        binary: &Path,
-        arguments: &[&str],
-        variables: &[(&str, &str)],
-    ) -> Result<Self> {
+    pub async fn start_on(listen: &str, binary: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let mut process = Process::start("the gateway", binary, |command| {
             for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TEXTO_")) {
                 command.env_remove(name);
@@ -125,9 +120,7 @@ impl Gateway {
     /// When there is none within `limit`; the log is part of the error.
     pub async fn wait_for_log(&self, text: &str, limit: Duration) -> Result<String> {
         let what = format!("the log says {text:?}");
-        let line = until(&what, limit, async || {
-            self.log().into_iter().find(|line| line.contains(text))
-        });
+        let line = until(&what, limit, async || self.log().into_iter().find(|line| line.contains(text)));
         line.await.with_context(|| self.log().join("\n"))
     }
 

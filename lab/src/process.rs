@@ -133,11 +133,7 @@ pub fn find(program: &str, package: &str) -> Result<std::path::PathBuf> {
 ///
 /// # Errors
 /// When it does not within `limit`; `what` says what was waited for.
-pub async fn until<T>(
-    what: &str,
-    limit: Duration,
-    mut condition: impl AsyncFnMut() -> Option<T>,
-) -> Result<T> {
+pub async fn until<T>(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> Option<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         if let Some(value) = condition().await {

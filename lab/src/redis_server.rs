@@ -130,8 +130,7 @@ impl RedisServer {
         }
         let info = ConnectionAddr::Tcp("127.0.0.1".to_owned(), self.port).into_connection_info()?;
         let client = redis::Client::open(info.set_redis_settings(settings))?;
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(STEP)).set_response_timeout(Some(STEP));
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(STEP)).set_response_timeout(Some(STEP));
         let connect = client.get_multiplexed_async_connection_with_config(&config);
         Ok(tokio::time::timeout(STEP, connect).await??)
     }

@@ -27,12 +27,7 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not get so.
-    pub async fn start(
-        binary: &Path,
-        options: &ClusterOptions,
-        gateways: usize,
-        arguments: &[&str],
-    ) -> Result<Self> {
+    pub async fn start(binary: &Path, options: &ClusterOptions, gateways: usize, arguments: &[&str]) -> Result<Self> {
         let cluster = Cluster::start(options).await?;
         let mut stage = Self { cluster, gateways: Vec::new() };
         for _ in 0..gateways {

@@ -90,9 +90,7 @@ impl Traffic {
     pub async fn finish(mut self, from: Duration, to: Duration) -> Result<Report> {
         self.sending.send_replace(false);
         let patience = self.deadline + Duration::from_secs(1);
-        let quiet = until("all is answered", patience, async || {
-            (self.checker().outstanding() == 0).then_some(())
-        });
+        let quiet = until("all is answered", patience, async || (self.checker().outstanding() == 0).then_some(()));
         drop(quiet.await); // Whatever is not answered is counted below.
         // An acknowledged message is on its way at most for as long as this.
         let arrived = until("all acknowledged has arrived", Duration::from_secs(2), async || {
@@ -162,7 +160,8 @@ impl Party {
             }
         } else if frame["kind"] == "receive" {
             let text = frame["data"]["text"].as_str().unwrap_or_default();
-            let parsed = text.split_once(' ').and_then(|(pair, number)| Some((pair.parse().ok()?, number.parse().ok()?)));
+            let parsed =
+                text.split_once(' ').and_then(|(pair, number)| Some((pair.parse().ok()?, number.parse().ok()?)));
             if let Some((pair, number)) = parsed {
                 self.note(pair, number, &Event::Received);
             }

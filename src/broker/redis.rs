@@ -400,7 +400,8 @@ impl Broker for RedisBroker {
             None => (Vec::new(), None),
         };
         let state = lock(&shared.usable);
-        let link_problem = links.iter().find_map(|link| Some(format!("Redis {}: {}", link.address, link.reason.as_ref()?)));
+        let link_problem =
+            links.iter().find_map(|link| Some(format!("Redis {}: {}", link.address, link.reason.as_ref()?)));
         let usable = state.since_not.is_none();
         let reason = if topology.master.is_none() { problem.or(link_problem) } else { link_problem.or(problem) };
         BrokerStatus {

@@ -136,7 +136,9 @@ impl Machine {
     /// A Sentinel is known once, whether by the name in the configuration or by what others call it.
     fn learn_sentinels(&mut self, from: &Address, view: &View, actions: &mut Actions) {
         if let Some(id) = &view.id {
-            let twins: Vec<Address> = self.sentinels.iter()
+            let twins: Vec<Address> = self
+                .sentinels
+                .iter()
                 .filter(|(address, known)| *address != from && known.id.as_ref() == Some(id))
                 .map(|(address, _)| address.clone())
                 .collect();

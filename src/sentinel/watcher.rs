@@ -216,7 +216,11 @@ impl Shared {
         }
     }
 
-    async fn connect(self: &Arc<Self>, address: &Address, lost: Arc<Notify>) -> Result<MultiplexedConnection, AskError> {
+    async fn connect(
+        self: &Arc<Self>,
+        address: &Address,
+        lost: Arc<Notify>,
+    ) -> Result<MultiplexedConnection, AskError> {
         let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
         if let Some(username) = &self.credentials.username {
             settings = settings.set_username(username);
@@ -255,8 +259,8 @@ impl Shared {
             Ok(Err(error)) => {
                 let text = error.to_string();
                 let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication failed"];
-                let refused = refused.iter().any(|word| text.contains(word))
-                    || text.contains("without any password configured");
+                let refused =
+                    refused.iter().any(|word| text.contains(word)) || text.contains("without any password configured");
                 Err(if refused { AskError::Refused(text) } else { AskError::Other(text) })
             }
             Err(_) => Err(AskError::Silent(self.limit)),

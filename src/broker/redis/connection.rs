@@ -34,7 +34,9 @@ pub enum ConnectionError {
     #[error("the server closed the connection")]
     Closed,
     /// The server did not accept the credentials.
-    #[error("the server refused the credentials ({0}): check TEXTO_REDIS_USERNAME and TEXTO_REDIS_PASSWORD or its _FILE")]
+    #[error(
+        "the server refused the credentials ({0}): check TEXTO_REDIS_USERNAME and TEXTO_REDIS_PASSWORD or its _FILE"
+    )]
     Refused(String),
     /// The server answered with an error.
     #[error("the server answered: {0}")]
@@ -272,7 +274,8 @@ pub async fn open(
     let stream = timeout(limit, connect).await.map_err(|_| ConnectionError::Silent(limit))??;
     let socket = socket2::SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(limit.max(Duration::from_secs(1)) * 2))?;

@@ -427,11 +427,8 @@ fn receive(link: &Link, shared: &Shared, connected: Instant, channel: &[u8], pay
         deliveries.late.inc();
         return;
     }
-    let make = || Delivery {
-        id: envelope.id,
-        sender: envelope.sender,
-        text: String::from_utf8_lossy(envelope.text).into(),
-    };
+    let make =
+        || Delivery { id: envelope.id, sender: envelope.sender, text: String::from_utf8_lossy(envelope.text).into() };
     let delivered = shared.registry.deliver(now, receiver, envelope.id, make);
     if delivered == Delivered::Taken && !backlog {
         shared.learn_age(now, &envelope);

@@ -226,8 +226,7 @@ impl<R> Publisher<R> {
         self.bytes += payload.len();
         let deadline = now + self.times.send;
         self.deadlines.push_back((deadline, ticket));
-        let pending =
-            Pending { reply, receiver, payload, out: 0, zero: 0, sent: false, retry: None, retries: 0 };
+        let pending = Pending { reply, receiver, payload, out: 0, zero: 0, sent: false, retry: None, retries: 0 };
         self.pending.insert(ticket, pending);
         self.lanes.entry(receiver).or_default().tickets.push_back(ticket);
         self.pump(now, receiver, actions);

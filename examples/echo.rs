@@ -1,0 +1,68 @@
+//! An echo server on the very code that upgrades and bounds Texto's sockets: what the conformance
+//! tests of RFC 6455 run against.
+//!
+//! `cargo run --release --example echo -- 127.0.0.1:9001`
+
+use std::net::SocketAddr;
+
+use hyper::server::conn::http1;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use texto::websocket::{self, Bounds, Incoming, Message, Socket};
+use tokio::net::TcpListener;
+use warp::Filter;
+use warp::reply::Response;
+
+/// The largest message of the conformance tests.
+const LARGEST: usize = 64 * 1024 * 1024;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let address: SocketAddr = std::env::args().nth(1).as_deref().unwrap_or("127.0.0.1:9001").parse()?;
+    let listener = TcpListener::bind(address).await?;
+    println!("echo on ws://{}/", listener.local_addr()?);
+    let route = warp::header::headers_cloned().and(warp::ext::optional::<OnUpgrade>()).map(
+        |headers: http::HeaderMap, upgrade: Option<OnUpgrade>| {
+            let (Ok(response), Some(upgrade)) = (websocket::handshake(&headers), upgrade) else {
+                let mut refusal = Response::default();
+                *refusal.status_mut() = http::StatusCode::UPGRADE_REQUIRED;
+                return refusal;
+            };
+            tokio::spawn(async move {
+                if let Ok(socket) = Socket::upgrade(upgrade, Bounds { max_read: LARGEST, max_write: LARGEST }).await {
+                    echo(socket).await;
+                }
+            });
+            response.map(|()| Response::default().into_body())
+        },
+    );
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let service = TowerToHyperService::new(warp::service(route));
+        let serve = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(serve.with_upgrades());
+    }
+}
+
+async fn echo(mut socket: Socket) {
+    let mut early = None;
+    loop {
+        let incoming = match early.take() {
+            Some(incoming) => incoming,
+            None => socket.next().await,
+        };
+        let sent = match incoming {
+            Incoming::Text(text) => socket.feed(Message::Text(text)).await,
+            Incoming::Binary(bytes) => socket.feed(Message::Binary(bytes)).await,
+            Incoming::Alive => Ok(()),
+            Incoming::Violation(code, reason) => return socket.close(code, reason).await,
+            Incoming::Closed | Incoming::Broken => return,
+        };
+        if sent.is_err() || socket.flush().await.is_err() {
+            return;
+        }
+        // A session does this after a second of rest; here it is done all the time, to be tested.
+        (socket, early) = socket.compact().await;
+    }
+}
