@@ -12,6 +12,10 @@ use uuid::Uuid;
 
 use crate::config::Limits;
 
+/// How long a message waits for its predecessor: that was handed to this node already, and lies in the
+/// socket of another link.
+const PATIENCE: Duration = Duration::from_millis(250);
+
 /// A message for a session's client.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Delivery {
@@ -78,10 +82,31 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct Inner {
     deliveries: VecDeque<Delivery>,
+    /// Messages whose predecessor has not come yet, in the order of arrival.
+    waiting: Vec<Waiting>,
     bytes: usize,
     answers: VecDeque<Answer>,
     close: Option<CloseOrder>,
     subscribed: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    delivery: Delivery,
+    after: Uuid,
+    until: Instant,
+}
+
+impl Inner {
+    /// Moves `delivery` to the end of the queue, and after it whatever waited for it.
+    fn deliver(&mut self, delivery: Delivery) {
+        let mut next = Some(delivery);
+        while let Some(delivery) = next {
+            let follower = self.waiting.iter().position(|waiting| waiting.after == delivery.id);
+            self.deliveries.push_back(delivery);
+            next = follower.map(|at| self.waiting.remove(at).delivery);
+        }
+    }
 }
 
 /// What a session takes out at a time.
@@ -119,23 +144,33 @@ impl Outbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a message; without room for it the session is told to close.
-    pub fn push(&self, delivery: Delivery) -> Pushed {
+    /// Adds a message; without room for it the session is told to close. It waits for `after` if that is
+    /// `missing`, or waits itself.
+    pub fn push(&self, now: Instant, delivery: Delivery, after: Uuid, missing: bool) -> Pushed {
         let mut inner = self.lock();
         if inner.close.is_some() {
             return Pushed::Refused;
         }
         let bytes = inner.bytes.saturating_add(delivery.text.len());
-        let fits = inner.deliveries.len() < self.max_messages && bytes <= self.max_bytes;
-        if fits {
-            inner.bytes = bytes;
-            inner.deliveries.push_back(delivery);
-        } else {
+        let fits = inner.deliveries.len() + inner.waiting.len() < self.max_messages && bytes <= self.max_bytes;
+        if !fits {
             inner.close = Some(CloseOrder::SlowReader);
+        } else {
+            inner.bytes = bytes;
+            if missing || inner.waiting.iter().any(|waiting| waiting.delivery.id == after) {
+                inner.waiting.push(Waiting { delivery, after, until: now + PATIENCE });
+            } else {
+                inner.deliver(delivery);
+            }
         }
         drop(inner);
         self.wake.notify_one();
         if fits { Pushed::Taken } else { Pushed::Refused }
+    }
+
+    /// When the first message that waits for its predecessor is to wait no longer.
+    pub fn waits_until(&self) -> Option<Instant> {
+        self.lock().waiting.iter().map(|waiting| waiting.until).min()
     }
 
     fn answer(&self, answer: Answer) {
@@ -161,7 +196,16 @@ impl Outbox {
 
     /// Takes answers, up to `most` messages, and, when nothing else is left, the order to close.
     pub fn take(&self, most: usize) -> Batch {
+        self.take_at(Instant::now(), most)
+    }
+
+    /// The same, at a given time: it decides what has waited long enough for its predecessor.
+    pub fn take_at(&self, now: Instant, most: usize) -> Batch {
         let mut inner = self.lock();
+        while let Some(at) = inner.waiting.iter().position(|waiting| waiting.until <= now) {
+            let waiting = inner.waiting.remove(at);
+            inner.deliver(waiting.delivery);
+        }
         let count = inner.deliveries.len().min(most);
         let deliveries: Vec<_> = inner.deliveries.drain(..count).collect();
         inner.bytes -= deliveries.iter().map(|delivery| delivery.text.len()).sum::<usize>();
@@ -182,7 +226,7 @@ impl Outbox {
         let mut inner = self.lock();
         inner.close.get_or_insert(CloseOrder::Stop);
         inner.bytes = 0;
-        std::mem::take(&mut inner.deliveries).len()
+        std::mem::take(&mut inner.deliveries).len() + std::mem::take(&mut inner.waiting).len()
     }
 
     /// Whether a slow reader or a hard stop demands an end, whatever is being written.
@@ -194,6 +238,7 @@ impl Outbox {
     pub fn shrink(&self) {
         let mut inner = self.lock();
         inner.deliveries.shrink_to_fit();
+        inner.waiting.shrink_to_fit();
         inner.answers.shrink_to_fit();
     }
 
@@ -249,16 +294,20 @@ pub(crate) mod tests {
         Delivery { id: Uuid::new_v4(), sender: Uuid::nil(), text: text.into() }
     }
 
+    fn push(outbox: &Outbox, text: &str) -> Pushed {
+        outbox.push(Instant::now(), delivery(text), Uuid::nil(), false)
+    }
+
     #[test]
     fn too_many_messages_or_bytes_close_a_slow_reader() {
         for outbox in [outbox(2, 1000), outbox(1000, 6)] {
-            assert_eq!(outbox.push(delivery("abc")), Pushed::Taken);
-            assert_eq!(outbox.push(delivery("abc")), Pushed::Taken);
+            assert_eq!(push(&outbox, "abc"), Pushed::Taken);
+            assert_eq!(push(&outbox, "abc"), Pushed::Taken);
             assert!(!outbox.must_end());
-            assert_eq!(outbox.push(delivery("a")), Pushed::Refused);
+            assert_eq!(push(&outbox, "a"), Pushed::Refused);
             assert!(outbox.must_end());
             assert_eq!(outbox.take(9).close, Some(CloseOrder::SlowReader));
-            assert_eq!(outbox.push(delivery("a")), Pushed::Refused);
+            assert_eq!(push(&outbox, "a"), Pushed::Refused);
         }
     }
 
@@ -266,8 +315,8 @@ pub(crate) mod tests {
     fn room_taken_out_can_be_filled_again() {
         let outbox = outbox(2, 4);
         for _ in 0..10 {
-            assert_eq!(outbox.push(delivery("ab")), Pushed::Taken);
-            assert_eq!(outbox.push(delivery("cd")), Pushed::Taken);
+            assert_eq!(push(&outbox, "ab"), Pushed::Taken);
+            assert_eq!(push(&outbox, "cd"), Pushed::Taken);
             assert_eq!(outbox.take(1).deliveries.len(), 1);
             assert_eq!(outbox.take(1).deliveries.len(), 1);
         }
@@ -276,8 +325,8 @@ pub(crate) mod tests {
     #[test]
     fn a_drain_lets_waiting_messages_out_first() {
         let outbox = outbox(9, 99);
-        outbox.push(delivery("a"));
-        outbox.push(delivery("b"));
+        push(&outbox, "a");
+        push(&outbox, "b");
         outbox.close(CloseOrder::Drain);
         assert_eq!(outbox.take(1).close, None);
         assert_eq!(outbox.take(1).close, Some(CloseOrder::Drain));

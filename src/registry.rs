@@ -16,7 +16,7 @@ const SHARDS: usize = 64;
 
 /// How long a message's id is remembered, at least, unless too many (16,384 in a shard) follow it sooner.
 /// Copies that are older are recognised by their age instead (see `broker::redis::envelope`).
-pub const DEDUPE_WINDOW: Duration = Duration::from_secs(30);
+const DEDUPE_WINDOW: Duration = Duration::from_secs(30);
 
 /// Ids that a shard remembers in each of two generations: 64 × 16,384 × 2 ids of 16 bytes at most.
 const REMEMBERED: usize = 16_384;
@@ -56,6 +56,10 @@ struct Seen {
 }
 
 impl Seen {
+    fn contains(&self, id: &Uuid) -> bool {
+        self.young.contains(id) || self.old.contains(id)
+    }
+
     /// Whether `id` is new; it is remembered from now on.
     fn insert(&mut self, now: Instant, id: Uuid) -> bool {
         let since = *self.since.get_or_insert(now);
@@ -86,9 +90,17 @@ impl Registry {
         Registration { registry: self.clone(), outbox }
     }
 
-    /// Puts a message into the outbox of `receiver`, unless it is a copy. `make` is called only for a
-    /// message that will be kept, so that a copy costs neither parsing nor memory.
-    pub fn deliver(&self, now: Instant, receiver: Uuid, id: Uuid, make: impl FnOnce() -> Delivery) -> Delivered {
+    /// Puts a message into the outbox of `receiver`, unless it is a copy; it waits there for `after` (if
+    /// not nil), should that not have come yet. `make` is called only for a message that will be kept, so
+    /// that a copy costs neither parsing nor memory.
+    pub fn deliver(
+        &self,
+        now: Instant,
+        receiver: Uuid,
+        id: Uuid,
+        after: Uuid,
+        make: impl FnOnce() -> Delivery,
+    ) -> Delivered {
         let mut shard = self.shard(receiver);
         let Shard { clients, seen } = &mut *shard;
         let Some(outbox) = clients.get(&receiver) else {
@@ -97,7 +109,8 @@ impl Registry {
         if !seen.insert(now, id) {
             return Delivered::Duplicate;
         }
-        match outbox.push(make()) {
+        let missing = !after.is_nil() && !seen.contains(&after);
+        match outbox.push(now, make(), after, missing) {
             Pushed::Taken => Delivered::Taken,
             Pushed::Refused => Delivered::Overflow,
         }
@@ -163,7 +176,7 @@ mod tests {
 
     fn deliver(registry: &Registry, now: Instant, to: Uuid, id: u128) -> Delivered {
         let id = Uuid::from_u128(id);
-        registry.deliver(now, to, id, || Delivery { id, sender: Uuid::nil(), text: "x".into() })
+        registry.deliver(now, to, id, Uuid::nil(), || Delivery { id, sender: Uuid::nil(), text: "x".into() })
     }
 
     #[test]
@@ -187,10 +200,41 @@ mod tests {
         let outbox = outbox(9, 99);
         let _registration = registry.register(outbox.clone());
         let now = Instant::now();
-        assert_eq!(registry.deliver(now, outbox.client(), Uuid::nil(), || delivery("a")), Delivered::Taken);
-        let copy = registry.deliver(now, outbox.client(), Uuid::nil(), || unreachable!("a copy was made"));
+        assert_eq!(
+            registry.deliver(now, outbox.client(), Uuid::max(), Uuid::nil(), || delivery("a")),
+            Delivered::Taken
+        );
+        let copy = registry.deliver(now, outbox.client(), Uuid::max(), Uuid::nil(), || unreachable!("a copy was made"));
         assert_eq!(copy, Delivered::Duplicate);
-        assert_eq!(deliver(&registry, now + DEDUPE_WINDOW, outbox.client(), 0), Delivered::Duplicate);
+        assert_eq!(deliver(&registry, now + DEDUPE_WINDOW, outbox.client(), u128::MAX), Delivered::Duplicate);
+    }
+
+    #[test]
+    fn a_message_waits_for_its_predecessor_but_not_for_ever() {
+        let registry = Arc::new(Registry::default());
+        let outbox = outbox(9, 99);
+        let _registration = registry.register(outbox.clone());
+        let now = Instant::now();
+        let put = |id: u128, after: u128| {
+            let id = Uuid::from_u128(id);
+            let make = || Delivery { id, sender: Uuid::nil(), text: "x".into() };
+            registry.deliver(now, outbox.client(), id, Uuid::from_u128(after), make)
+        };
+        let out = |at| outbox.take_at(at, 9).deliveries.iter().map(|d| d.id.as_u128()).collect::<Vec<_>>();
+        assert_eq!(put(3, 2), Delivered::Taken);
+        assert_eq!(put(4, 3), Delivered::Taken);
+        assert_eq!(put(3, 2), Delivered::Duplicate);
+        assert!(out(now).is_empty() && outbox.waits_until().is_some());
+        put(2, 1);
+        assert!(out(now).is_empty(), "the predecessor waits for its own");
+        put(1, 0);
+        assert_eq!(out(now), [1, 2, 3, 4]);
+        put(7, 6);
+        put(8, 7);
+        assert!(out(now).is_empty());
+        let end = outbox.waits_until().unwrap();
+        assert_eq!(out(end), [7, 8], "it was not to come");
+        assert_eq!(outbox.waits_until(), None);
     }
 
     proptest! {

@@ -192,7 +192,7 @@ impl Session {
         let compact = grown.then(|| self.heard + COMPACT_AFTER).filter(|at| *at > Instant::now());
         let ping = self.heard + self.context.limits.ping_interval * if self.pinged { 2 } else { 1 };
         let drain = self.draining.map(|since| since + ANSWER_PATIENCE);
-        [Some(ping), compact, drain].into_iter().flatten().min().unwrap_or(ping)
+        [Some(ping), compact, drain, self.outbox.waits_until()].into_iter().flatten().min().unwrap_or(ping)
     }
 
     /// Handles a frame, and those that are already there behind it, up to a bound.

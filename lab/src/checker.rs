@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use crate::client::Answer;
 
+/// Broken promises that are kept in words.
+const EXAMPLES: usize = 5;
+
 /// What a client saw or did. Times count from one common start.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -47,6 +50,8 @@ pub struct Report {
     pub longest_answer_ms: f64,
     /// Half of the answers came within this, in milliseconds.
     pub median_answer_ms: f64,
+    /// The first few messages that came out of order or twice, in words.
+    pub examples: Vec<String>,
 }
 
 impl Report {
@@ -114,12 +119,19 @@ impl Checker {
             Event::Received => {
                 self.receipts.push(at);
                 message.received += 1;
+                let late = slot.last_received.is_some_and(|last| last > number);
                 if message.received > 1 {
                     self.report.received_twice += 1;
                 } else {
-                    self.report.out_of_order += u64::from(slot.last_received.is_some_and(|last| last > number));
-                    slot.last_received = slot.last_received.max(Some(number));
+                    self.report.out_of_order += u64::from(late);
                 }
+                if (late || message.received > 1) && self.report.examples.len() < EXAMPLES {
+                    self.report.examples.push(format!(
+                        "pair {pair}: {number} came at {at:?} after {:?} (sent {:?}, answered {:?}, {} times)",
+                        slot.last_received, message.sent, message.answered, message.received
+                    ));
+                }
+                slot.last_received = slot.last_received.max(Some(number));
             }
             Event::Dropped => self.report.dropped_sessions += 1,
         }

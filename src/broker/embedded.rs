@@ -28,7 +28,7 @@ impl Broker for Embedded {
     fn publish(&self, message: Message, reply: ReplyTo) {
         let Message { id, sender, receiver, text } = message;
         let make = || Delivery { id, sender, text: text.into_boxed_str() };
-        let delivered = self.registry.deliver(Instant::now(), receiver, id, make);
+        let delivered = self.registry.deliver(Instant::now(), receiver, id, Uuid::nil(), make);
         self.metrics.deliveries.count(delivered);
         reply.answer(match delivered {
             Delivered::Taken | Delivered::Duplicate => Outcome::Handed,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use self::envelope::{Ages, Envelope};
 use self::link::Link;
-use self::publisher::{Actions, LinkId, MAX_LINKS, Publisher, Times};
+use self::publisher::{Actions, LinkId, MAX_LINKS, Outgoing, Publisher, Times};
 use super::{Broker, BrokerStatus, LinkState, Message};
 use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
@@ -177,7 +177,7 @@ impl Shared {
         result
     }
 
-    fn next_batch(&self, link: LinkId) -> Vec<(Uuid, bytes::Bytes)> {
+    fn next_batch(&self, link: LinkId) -> Vec<Outgoing> {
         lock(&self.publisher).next_batch(Instant::now(), link)
     }
 
@@ -374,7 +374,7 @@ impl Broker for RedisBroker {
         let payload = envelope::encode(&message, shared.tag, stamp);
         let first = shared.with_publisher(|publisher, now, actions| {
             let first = publisher.pending() == 0;
-            publisher.submit(now, message.receiver, payload, reply, actions);
+            publisher.submit(now, message.receiver, message.id, payload, reply, actions);
             first
         });
         if first {

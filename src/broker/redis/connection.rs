@@ -301,17 +301,32 @@ pub async fn open(
 
 /// Appends a command to `packed`, as RESP has it: an array of strings.
 pub fn pack(packed: &mut Vec<u8>, arguments: &[&[u8]]) {
-    let header = |kind: u8, length: usize, packed: &mut Vec<u8>| {
-        packed.push(kind);
-        packed.extend_from_slice(length.to_string().as_bytes());
-        packed.extend_from_slice(b"\r\n");
-    };
-    header(b'*', arguments.len(), packed);
+    pack_length(packed, b'*', arguments.len());
     for argument in arguments {
-        header(b'$', argument.len(), packed);
-        packed.extend_from_slice(argument);
-        packed.extend_from_slice(b"\r\n");
+        pack_string(packed, &[argument]);
     }
+}
+
+/// Appends a PUBLISH whose payload lies in several pieces.
+pub fn pack_publish(packed: &mut Vec<u8>, channel: &[u8], payload: &[&[u8]]) {
+    pack_length(packed, b'*', 3);
+    pack_string(packed, &[b"PUBLISH"]);
+    pack_string(packed, &[channel]);
+    pack_string(packed, payload);
+}
+
+fn pack_string(packed: &mut Vec<u8>, pieces: &[&[u8]]) {
+    pack_length(packed, b'$', pieces.iter().map(|piece| piece.len()).sum());
+    for piece in pieces {
+        packed.extend_from_slice(piece);
+    }
+    packed.extend_from_slice(b"\r\n");
+}
+
+fn pack_length(packed: &mut Vec<u8>, kind: u8, length: usize) {
+    packed.push(kind);
+    packed.extend_from_slice(length.to_string().as_bytes());
+    packed.extend_from_slice(b"\r\n");
 }
 
 /// What a server says of itself.

@@ -1,9 +1,13 @@
 //! Owns what travels through Redis: a fixed binary header and the text, on the receiver's channel.
 //!
 //! ```text
-//! 0        1             17             33            41           49
-//! | version | message id  | sender id    | node tag    | stamp, ms | text, UTF-8 …
+//! 0            16        17            33          49          57          65
+//! | predecessor | version | message id  | sender id | node tag  | stamp, ms | text, UTF-8 …
 //! ```
+//! The predecessor is the message that the same node handed over to the same receiver last, or zero:
+//! a receiver's node that has not seen it yet waits for it a moment, since it is on its way over
+//! another link. It is known only when the message is sent, so [`encode`] leaves it to the link.
+//!
 //! The header is fixed so that a copy is recognised by its id before anything is parsed. The stamp
 //! counts milliseconds on the sending node's own monotonic clock; see [`Ages`].
 
@@ -16,6 +20,8 @@ use uuid::Uuid;
 use crate::broker::Message;
 
 const VERSION: u8 = 1;
+/// Bytes of the predecessor, which comes before all that [`encode`] writes.
+const PREDECESSOR: usize = 16;
 const HEADER: usize = 49;
 const CHANNEL_PREFIX: &[u8] = b"texto:";
 
@@ -25,6 +31,8 @@ const NODES: usize = 4096;
 /// An envelope that was received, still in the buffer it came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
+    /// The message to be received before this one; nil if there is none.
+    pub after: Uuid,
     /// The message's id.
     pub id: Uuid,
     /// Who sent it.
@@ -37,7 +45,7 @@ pub struct Envelope<'a> {
     pub text: &'a [u8],
 }
 
-/// Writes an envelope.
+/// Writes an envelope, but for the predecessor.
 pub fn encode(message: &Message, node: u64, stamp_ms: u64) -> Bytes {
     let mut bytes = BytesMut::with_capacity(HEADER + message.text.len());
     bytes.put_u8(VERSION);
@@ -51,11 +59,13 @@ pub fn encode(message: &Message, node: u64, stamp_ms: u64) -> Bytes {
 
 /// Reads an envelope without copying; `None` for anything that Texto did not write.
 pub fn decode(bytes: &[u8]) -> Option<Envelope<'_>> {
+    let (after, bytes) = bytes.split_first_chunk::<PREDECESSOR>()?;
     let (header, text) = bytes.split_first_chunk::<HEADER>()?;
     if header[0] != VERSION {
         return None;
     }
     Some(Envelope {
+        after: Uuid::from_bytes(*after),
         id: Uuid::from_slice(&header[1..17]).ok()?,
         sender: Uuid::from_slice(&header[17..33]).ok()?,
         node: u64::from_be_bytes(header[33..41].try_into().ok()?),
@@ -129,12 +139,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(id: u128, sender: u128, node: u64, stamp_ms: u64, text: String) {
-            let (id, sender) = (Uuid::from_u128(id), Uuid::from_u128(sender));
+        fn what_is_written_is_read(after: u128, id: u128, sender: u128, node: u64, stamp_ms: u64, text: String) {
+            let (after, id, sender) = (Uuid::from_u128(after), Uuid::from_u128(id), Uuid::from_u128(sender));
             let message = Message { id, sender, receiver: Uuid::nil(), text };
-            let bytes = encode(&message, node, stamp_ms);
+            let bytes = [after.as_bytes(), &encode(&message, node, stamp_ms)[..]].concat();
             let text = message.text.as_bytes();
-            prop_assert_eq!(decode(&bytes), Some(Envelope { id, sender, node, stamp_ms, text }));
+            prop_assert_eq!(decode(&bytes), Some(Envelope { after, id, sender, node, stamp_ms, text }));
         }
 
         #[test]

@@ -14,18 +14,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, pack};
-use super::publisher::LinkId;
+use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, pack, pack_publish};
+use super::publisher::{LinkId, Outgoing};
 use super::{Shared, envelope};
 use crate::backoff::Backoff;
 use crate::broker::{LinkState, LinkStatus};
 use crate::config::Address;
 use crate::outbox::Delivery;
-use crate::registry::{DEDUPE_WINDOW, Delivered};
+use crate::registry::Delivered;
 
 /// Channels in one SUBSCRIBE, and unconfirmed at a time.
 const REPLAY_BATCH: usize = 1000;
-/// After connecting to a replica, copies from its backlog may come for this long.
+/// After connecting, late copies may come for this long: from a server's backlog, or from what waited in
+/// the sockets of one that hung.
 const BACKLOG_SUSPICION: Duration = Duration::from_secs(10);
 /// Pauses between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
@@ -258,8 +259,8 @@ impl Attempt<'_> {
                 std::future::poll_fn(|cx| std::task::Poll::Ready(beat.poll_tick(cx).is_ready())).await
             };
             commands.clear();
-            for (receiver, payload) in &batch {
-                pack(&mut commands, &[b"PUBLISH", &envelope::channel(*receiver), payload]);
+            for Outgoing { receiver, after, payload } in &batch {
+                pack_publish(&mut commands, &envelope::channel(*receiver), &[after.as_bytes(), payload]);
             }
             if ask_role {
                 pack(&mut commands, &[b"ROLE"]);
@@ -325,7 +326,7 @@ async fn subscriptions(
     loop {
         while let Some(reply) = reader.buffered()? {
             match reply {
-                Reply::Message { channel, payload } => receive(&link, &shared, began, channel, payload),
+                Reply::Message { channel, payload } => receive(&shared, began, channel, payload),
                 Reply::Push(parts) => {
                     unconfirmed = unconfirmed.saturating_sub(1);
                     let confirmed = parts.first().and_then(Reply::text) == Some(b"subscribe");
@@ -415,21 +416,22 @@ fn pack_channels(commands: &mut Vec<u8>, command: &[u8], clients: &[Uuid]) {
 }
 
 /// Hands a message to its session, unless it is a copy.
-fn receive(link: &Link, shared: &Shared, connected: Instant, channel: &[u8], payload: &[u8]) {
+fn receive(shared: &Shared, connected: Instant, channel: &[u8], payload: &[u8]) {
     let now = Instant::now();
     let deliveries = &shared.metrics.deliveries;
     let (Some(receiver), Some(envelope)) = (envelope::client(channel), envelope::decode(payload)) else {
         deliveries.malformed.inc();
         return;
     };
-    let backlog = now.saturating_duration_since(connected) < BACKLOG_SUSPICION && !link.is_master();
-    if backlog && shared.age(now, &envelope) > DEDUPE_WINDOW {
+    let backlog = now.saturating_duration_since(connected) < BACKLOG_SUSPICION;
+    if backlog && shared.age(now, &envelope) > shared.config.send_timeout {
+        // Its sender has its answer by now: an error, or an `ack` for a copy that came in time.
         deliveries.late.inc();
         return;
     }
     let make =
         || Delivery { id: envelope.id, sender: envelope.sender, text: String::from_utf8_lossy(envelope.text).into() };
-    let delivered = shared.registry.deliver(now, receiver, envelope.id, make);
+    let delivered = shared.registry.deliver(now, receiver, envelope.id, envelope.after, make);
     if delivered == Delivered::Taken && !backlog {
         shared.learn_age(now, &envelope);
     }

@@ -32,6 +32,9 @@ type Links = u64;
 const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 256 * 1024;
 
+/// A message handed over this long ago has arrived: nothing has to wait for it.
+const ARRIVED: Duration = Duration::from_secs(1);
+
 /// Waiting time before nobody's receiver is looked for again.
 const RETRY_FIRST: Duration = Duration::from_millis(4);
 const RETRY_MOST: Duration = Duration::from_millis(32);
@@ -39,7 +42,8 @@ const RETRY_MOST: Duration = Duration::from_millis(32);
 /// The times that a publisher goes by.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// A message is decided within this.
+    /// A message is decided within this; it is given to servers only in the first four fifths of it,
+    /// so that a receiver's node can tell a late copy from a message that is still wanted.
     pub send: Duration,
     /// A server that has not answered for this long is helped out by the others.
     pub hedge: Duration,
@@ -78,11 +82,25 @@ impl<R> Actions<R> {
 
 type Ticket = u64;
 
+/// A message for a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Who is to get it.
+    pub receiver: Uuid,
+    /// The message that was handed over to the same receiver last, if that was lately.
+    pub after: Uuid,
+    /// The message itself.
+    pub payload: Bytes,
+}
+
 #[derive(Debug)]
 struct Pending<R> {
     reply: R,
+    id: Uuid,
     receiver: Uuid,
     payload: Bytes,
+    /// It is not given to servers any more from here on.
+    until: Instant,
     /// Links on which it waits or is under way.
     out: Links,
     /// Links that counted no receiver since it was (re)tried.
@@ -126,6 +144,10 @@ pub struct Publisher<R> {
     bytes: usize,
     pending: HashMap<Ticket, Pending<R>>,
     lanes: HashMap<Uuid, Lane>,
+    /// What each receiver was handed last, and since when that is so.
+    handed: HashMap<Uuid, (Uuid, Instant)>,
+    handed_swept: Instant,
+    expiries: VecDeque<(Instant, Ticket)>,
     deadlines: VecDeque<(Instant, Ticket)>,
     retries: BTreeSet<(Instant, Ticket)>,
 }
@@ -150,6 +172,9 @@ impl<R> Publisher<R> {
             bytes: 0,
             pending: HashMap::new(),
             lanes: HashMap::new(),
+            handed: HashMap::new(),
+            handed_swept: now,
+            expiries: VecDeque::new(),
             deadlines: VecDeque::new(),
             retries: BTreeSet::new(),
         }
@@ -215,8 +240,16 @@ impl<R> Publisher<R> {
         self.release(now, link, &flight, actions);
     }
 
-    /// Takes a message.
-    pub fn submit(&mut self, now: Instant, receiver: Uuid, payload: Bytes, reply: R, actions: &mut Actions<R>) {
+    /// Takes the message `id`.
+    pub fn submit(
+        &mut self,
+        now: Instant,
+        receiver: Uuid,
+        id: Uuid,
+        payload: Bytes,
+        reply: R,
+        actions: &mut Actions<R>,
+    ) {
         if self.bytes.saturating_add(payload.len()) > self.times.max_bytes {
             actions.decided.push((reply, Outcome::Unreachable));
             return;
@@ -224,16 +257,18 @@ impl<R> Publisher<R> {
         let ticket = self.next;
         self.next += 1;
         self.bytes += payload.len();
-        let deadline = now + self.times.send;
-        self.deadlines.push_back((deadline, ticket));
-        let pending = Pending { reply, receiver, payload, out: 0, zero: 0, sent: false, retry: None, retries: 0 };
+        let until = now + self.times.send * 4 / 5;
+        self.expiries.push_back((until, ticket));
+        self.deadlines.push_back((now + self.times.send, ticket));
+        let pending =
+            Pending { reply, id, receiver, payload, until, out: 0, zero: 0, sent: false, retry: None, retries: 0 };
         self.pending.insert(ticket, pending);
         self.lanes.entry(receiver).or_default().tickets.push_back(ticket);
         self.pump(now, receiver, actions);
     }
 
     /// What `link` should send now; nothing while an earlier batch of it is unanswered.
-    pub fn next_batch(&mut self, now: Instant, link: LinkId) -> Vec<(Uuid, Bytes)> {
+    pub fn next_batch(&mut self, now: Instant, link: LinkId) -> Vec<Outgoing> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         let slot = &mut self.links[link];
@@ -246,7 +281,10 @@ impl<R> Publisher<R> {
             let Some(pending) = self.pending.get_mut(&ticket) else { continue };
             pending.sent = true;
             bytes += pending.payload.len();
-            batch.push((pending.receiver, pending.payload.clone()));
+            let handed =
+                self.handed.get(&pending.receiver).filter(|(_, at)| now.saturating_duration_since(*at) < ARRIVED);
+            let after = handed.map_or(Uuid::nil(), |(id, _)| *id);
+            batch.push(Outgoing { receiver: pending.receiver, after, payload: pending.payload.clone() });
             slot.flight.push(ticket);
         }
         slot.flight_since = (!batch.is_empty()).then_some(now);
@@ -269,6 +307,7 @@ impl<R> Publisher<R> {
             let Some(pending) = self.pending.get_mut(ticket) else { continue };
             pending.out &= !bit(link);
             if *receivers > 0 {
+                self.handed.insert(pending.receiver, (pending.id, now));
                 self.decide(now, *ticket, Outcome::Handed, actions);
             } else {
                 pending.zero |= bit(link);
@@ -285,6 +324,17 @@ impl<R> Publisher<R> {
 
     /// Time has passed. Returns when to call again at the latest, if anything waits.
     pub fn tick(&mut self, now: Instant, actions: &mut Actions<R>) -> Option<Instant> {
+        while let Some(&(until, ticket)) = self.expiries.front() {
+            if let Some(pending) = self.pending.get(&ticket) {
+                if until > now {
+                    break;
+                }
+                if pending.out == 0 {
+                    self.decide(now, ticket, Outcome::Unreachable, actions);
+                }
+            }
+            self.expiries.pop_front();
+        }
         while let Some(&(deadline, ticket)) = self.deadlines.front() {
             if self.pending.contains_key(&ticket) {
                 if deadline > now {
@@ -313,11 +363,16 @@ impl<R> Publisher<R> {
                 self.pump(now, receiver, actions);
             }
         }
+        if now.saturating_duration_since(self.handed_swept) > ARRIVED {
+            self.handed_swept = now;
+            self.handed.retain(|_, (_, at)| now.saturating_duration_since(*at) < ARRIVED);
+        }
+        let expiry = self.expiries.front().map(|(at, _)| *at);
         let deadline = self.deadlines.front().map(|(at, _)| *at);
         let retry = self.retries.first().map(|(at, _)| *at);
         let flights = self.links.iter().filter(|slot| !slot.suspect).filter_map(|slot| slot.flight_since);
         let hedge = flights.min().map(|since| since + self.times.hedge);
-        [deadline, retry, hedge].into_iter().flatten().min()
+        [expiry, deadline, retry, hedge].into_iter().flatten().min()
     }
 
     /// A server is silent: whatever it was given is sent to the others as well. Its answers still count.
@@ -373,10 +428,11 @@ impl<R> Publisher<R> {
     /// No server that was asked knows the receiver.
     fn counted_nobody(&mut self, now: Instant, ticket: Ticket, actions: &mut Actions<R>) {
         let Some(pending) = self.pending.get(&ticket) else { return };
-        let (receiver, zero) = (pending.receiver, pending.zero);
+        let (receiver, zero, until) = (pending.receiver, pending.zero, pending.until);
         if pending.out & !self.suspect != 0 {
             return; // Another server has yet to answer.
         }
+        let pending_is_idle = pending.out == 0;
         let head = self.lanes.get(&receiver).and_then(|lane| lane.tickets.front()) == Some(&ticket);
         if !head {
             // Its predecessor is in trouble too; this one is tried again in its turn.
@@ -387,7 +443,11 @@ impl<R> Publisher<R> {
             return;
         }
         self.hold(receiver);
-        if self.up & !self.suspect & !zero != 0 {
+        if now >= until {
+            if pending_is_idle {
+                self.decide(now, ticket, Outcome::Unreachable, actions);
+            }
+        } else if self.up & !self.suspect & !zero != 0 {
             self.pump(now, receiver, actions);
         } else if self.in_motion(now) {
             self.retry_later(now, ticket);
@@ -425,8 +485,15 @@ impl<R> Publisher<R> {
 
     /// Gives a lane's messages to links, as far as they may go now.
     fn pump(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) {
+        while let Some(expired) = self.pump_until_expired(now, receiver, actions) {
+            self.settle(expired, Outcome::Unreachable, actions);
+        }
+    }
+
+    /// The same, up to a message whose time is over: that one is returned.
+    fn pump_until_expired(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) -> Option<Ticket> {
         let moving = self.in_motion(now);
-        let Some(lane) = self.lanes.get(&receiver) else { return };
+        let lane = self.lanes.get(&receiver)?;
         let window = if moving || lane.held { 1 } else { lane.tickets.len() };
         let trusted = self.up & !self.suspect;
         let usable = if trusted != 0 { trusted } else { self.up };
@@ -434,6 +501,12 @@ impl<R> Publisher<R> {
             let Some(pending) = self.pending.get_mut(ticket) else { continue };
             if pending.out & trusted != 0 || pending.retry.is_some() {
                 continue; // It is under way, or waits for its time.
+            }
+            if now >= pending.until {
+                if pending.out == 0 {
+                    return Some(*ticket);
+                }
+                continue; // Some server may answer yet.
             }
             let targets = match self.master.filter(|link| trusted & bit(*link) != 0) {
                 Some(master) if !moving && pending.zero == 0 && !pending.sent => bit(master),
@@ -453,17 +526,25 @@ impl<R> Publisher<R> {
             }
             actions.wake |= targets;
         }
+        None
     }
 
+    /// Answers a message, and lets its lane go on.
     fn decide(&mut self, now: Instant, ticket: Ticket, outcome: Outcome, actions: &mut Actions<R>) {
-        let Some(pending) = self.pending.remove(&ticket) else { return };
+        if let Some(receiver) = self.settle(ticket, outcome, actions) {
+            self.pump(now, receiver, actions);
+        }
+    }
+
+    /// Answers a message and forgets it. Returns its receiver, if others wait for the same.
+    fn settle(&mut self, ticket: Ticket, outcome: Outcome, actions: &mut Actions<R>) -> Option<Uuid> {
+        let pending = self.pending.remove(&ticket)?;
         self.bytes -= pending.payload.len();
         if let Some(at) = pending.retry {
             self.retries.remove(&(at, ticket));
         }
         actions.decided.push((pending.reply, outcome));
-        let receiver = pending.receiver;
-        let Some(lane) = self.lanes.get_mut(&receiver) else { return };
+        let lane = self.lanes.get_mut(&pending.receiver)?;
         match lane.tickets.iter().position(|other| *other == ticket) {
             Some(0) => {
                 lane.tickets.pop_front();
@@ -473,9 +554,12 @@ impl<R> Publisher<R> {
             None => {}
         }
         if lane.tickets.is_empty() {
-            self.lanes.remove(&receiver);
-        } else {
-            self.pump(now, receiver, actions);
+            self.lanes.remove(&pending.receiver);
+            return None;
         }
+        Some(pending.receiver)
     }
 }
+
+#[cfg(test)]
+mod tests;
