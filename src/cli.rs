@@ -23,6 +23,11 @@ Secrets are never taken from the command line, where every user of the machine c
 Durations are written like 500ms, 5s, 2m. Sizes are bytes.
 Logging: TEXTO_LOG takes a filter such as `info` (default), `texto=debug`.";
 
+const CHAOS_HELP: &str = "\
+Needs redis-server and redis-sentinel here (apt-get install redis-server redis-sentinel), and for the
+scenarios that cut networks root and iptables. Everything runs on this machine's own addresses and is
+gone afterwards. The exit code is 1 when a promise was broken.";
+
 /// What `texto` can be asked to do.
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant)] // Parsed once, at start.
@@ -30,6 +35,9 @@ pub enum Command {
     /// Run the gateway (what `texto` alone does)
     #[command(after_help = SECRETS_HELP)]
     Serve(ServeArgs),
+    /// Break real Redis servers and Sentinels under traffic, and judge whether the promises hold
+    #[command(after_help = CHAOS_HELP)]
+    Chaos(texto_lab::chaos::ChaosArgs),
     /// Ask a running gateway whether it is ready; exit code 0 if it is, 1 if not
     Healthcheck(HealthcheckArgs),
 }

@@ -27,9 +27,20 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&format!("{error}"), 1),
         },
+        Some(Command::Chaos(args)) => match chaos(&args) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => fail("a promise was broken", 1),
+            Err(error) => fail(&format!("{error:#}"), 2),
+        },
         Some(Command::Serve(args)) => serve(&args),
         None => serve(&cli.serve),
     }
+}
+
+#[tokio::main]
+async fn chaos(args: &texto_lab::chaos::ChaosArgs) -> anyhow::Result<bool> {
+    rlimit::increase_nofile_limit(u64::MAX)?;
+    texto_lab::chaos::run(args).await
 }
 
 fn fail(text: &str, code: u8) -> ExitCode {

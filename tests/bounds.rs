@@ -42,7 +42,7 @@ async fn a_full_node_refuses_with_503_and_takes_the_next_when_one_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_unanswered_sends_get_eagain_and_each_is_answered_in_time() {
     let folder = TempDir::new().unwrap();
-    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
     let address = redis.address();
     let gateway = gateway(&["--redis", &address, "--max-unanswered", "5", "--send-timeout", "1s"]).await;
     gateway.wait_ready(LIMIT).await.unwrap();

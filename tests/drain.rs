@@ -22,7 +22,7 @@ async fn gateway(arguments: &[&str]) -> Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_drains_under_load_and_owes_nobody_an_answer() {
     let folder = TempDir::new().unwrap();
-    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
     let address = redis.address();
     let window = ["--redis", &address, "--drain-delay", "300ms", "--drain-window", "1s"];
     let (mut draining, other) = (gateway(&window).await, gateway(&window).await);
@@ -72,7 +72,7 @@ async fn a_node_drains_under_load_and_owes_nobody_an_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_drains_in_time_while_redis_hangs() {
     let folder = TempDir::new().unwrap();
-    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
     let address = redis.address();
     let arguments = ["--redis", &address, "--drain-delay", "100ms", "--drain-window", "500ms"];
     let mut gateway = gateway(&arguments).await;

@@ -189,7 +189,7 @@ async fn the_embedded_broker_keeps_the_contract() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_keeps_the_contract() {
     let folder = TempDir::new().unwrap();
-    let redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
     let address = redis.address();
     let (first, second) = (gateway(&["--redis", &address]).await, gateway(&["--redis", &address]).await);
     first.wait_ready(LIMIT).await.unwrap();

@@ -60,7 +60,7 @@ async fn redis_absent_at_start_is_waited_for() {
     );
     let refused = refused.await.unwrap();
     assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("1")));
-    let _redis = RedisServer::start_on(port, folder.path(), &[], None).await.unwrap();
+    let _redis = RedisServer::start_on("127.0.0.1", port, folder.path(), &[], None).await.unwrap();
     gateway.wait_ready(LIMIT).await.unwrap();
     talk(&gateway, &gateway).await;
 }
@@ -68,7 +68,7 @@ async fn redis_absent_at_start_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_redis_password_is_named_and_tried_again() {
     let folder = TempDir::new().unwrap();
-    let redis = RedisServer::start(folder.path(), &[], Some("right")).await.unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], Some("right")).await.unwrap();
     let address = redis.address();
     let secret = [("TEXTO_REDIS_PASSWORD", "wr0ng-secret")];
     let gateway = Gateway::start(binary(), &["--redis", &address], &secret).await.unwrap();
@@ -152,7 +152,7 @@ async fn a_stale_sentinel_is_not_believed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_subscriptions_are_replayed() {
     let folder = TempDir::new().unwrap();
-    let mut redis = RedisServer::start(folder.path(), &[], None).await.unwrap();
+    let mut redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
     let address = redis.address();
     let gateway = Gateway::start(binary(), &["--redis", &address], &[]).await.unwrap();
     gateway.wait_ready(LIMIT).await.unwrap();

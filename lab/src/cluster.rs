@@ -25,6 +25,8 @@ pub struct ClusterOptions {
     pub redis_password: Option<String>,
     /// Password of the Sentinels.
     pub sentinel_password: Option<String>,
+    /// The address under which all servers are known.
+    pub host: String,
 }
 
 impl Default for ClusterOptions {
@@ -36,6 +38,7 @@ impl Default for ClusterOptions {
             failover_timeout: Duration::from_secs(3),
             redis_password: None,
             sentinel_password: None,
+            host: "127.0.0.1".to_owned(),
         }
     }
 }
@@ -175,11 +178,12 @@ impl Cluster {
 
 async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<Vec<RedisServer>> {
     let password = options.redis_password.as_deref();
-    let master = RedisServer::start(folder, &[], password).await?;
+    let master = RedisServer::start(&options.host, folder, &[], password).await?;
     let port = master.port.to_string();
     let mut servers = vec![master];
     for _ in 0..options.replicas {
-        servers.push(RedisServer::start(folder, &["--replicaof", "127.0.0.1", &port], password).await?);
+        servers
+            .push(RedisServer::start(&options.host, folder, &["--replicaof", &options.host, &port], password).await?);
     }
     until("the replicas are connected", START, async || {
         for server in &servers[1..] {
@@ -203,10 +207,11 @@ async fn start_sentinels(folder: &Path, servers: &[RedisServer], options: &Clust
     let mut sentinels = Vec::new();
     for (index, port) in ports.iter().enumerate() {
         let mut config = format!(
-            "sentinel myid {}\nsentinel monitor mymaster 127.0.0.1 {} {quorum}\n\
+            "sentinel myid {}\nsentinel monitor mymaster {} {} {quorum}\n\
              sentinel down-after-milliseconds mymaster {}\nsentinel failover-timeout mymaster {}\n\
              sentinel parallel-syncs mymaster 1\n",
             ids[index],
+            options.host,
             master.port,
             options.down_after.as_millis(),
             options.failover_timeout.as_millis(),
@@ -218,13 +223,13 @@ async fn start_sentinels(folder: &Path, servers: &[RedisServer], options: &Clust
             config.push_str(&format!("requirepass {password}\nsentinel sentinel-pass {password}\n"));
         }
         for (other, id) in ids.iter().enumerate().filter(|(other, _)| *other != index) {
-            config.push_str(&format!("sentinel known-sentinel mymaster 127.0.0.1 {} {id}\n", ports[other]));
+            config.push_str(&format!("sentinel known-sentinel mymaster {} {} {id}\n", options.host, ports[other]));
         }
         for replica in &servers[1..] {
-            config.push_str(&format!("sentinel known-replica mymaster 127.0.0.1 {}\n", replica.port));
+            config.push_str(&format!("sentinel known-replica mymaster {} {}\n", options.host, replica.port));
         }
         let password = options.sentinel_password.as_deref();
-        sentinels.push(RedisServer::start_sentinel(*port, folder, &config, password).await?);
+        sentinels.push(RedisServer::start_sentinel(&options.host, *port, folder, &config, password).await?);
     }
     Ok(sentinels)
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::http;
-use crate::process::{Process, until};
+use crate::process::{Process, find, until};
 
 /// A running gateway.
 #[derive(Debug)]
@@ -39,7 +39,25 @@ impl Gateway {
     /// # Errors
     /// When it does not listen soon; its log is part of the error then.
     pub async fn start_on(listen: &str, binary: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        let mut process = Process::start("the gateway", binary, |command| {
+        Self::start_within(&[], listen, binary, arguments, variables).await
+    }
+
+    /// The same, started by the command `before`, such as `ip netns exec NAME`.
+    ///
+    /// # Errors
+    /// When it does not listen soon; its log is part of the error then.
+    pub async fn start_within(
+        before: &[String],
+        listen: &str,
+        binary: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        let words: Vec<_> = before.iter().map(Into::into).chain([binary.as_os_str().to_owned()]).collect();
+        let (program, rest) = words.split_first().context("no program")?;
+        let program = if before.is_empty() { binary.to_owned() } else { find(&program.to_string_lossy(), "iproute2")? };
+        let mut process = Process::start("the gateway", &program, |command| {
+            command.args(rest);
             for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TEXTO_")) {
                 command.env_remove(name);
             }

@@ -2,13 +2,16 @@
 //!
 //! Nothing here knows the gateway's code: it is started as a process and judged by what clients see.
 
+pub mod chaos;
 pub mod checker;
 pub mod client;
 pub mod cluster;
 pub mod fake_sentinel;
 pub mod gateway;
 pub mod http;
+pub mod network;
 pub mod process;
 pub mod redis_server;
+pub mod scenarios;
 pub mod stage;
 pub mod traffic;

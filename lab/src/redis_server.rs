@@ -17,8 +17,9 @@ const STEP: Duration = Duration::from_secs(2);
 /// A server that speaks Redis' protocol: redis-server, or the same in Sentinel mode.
 #[derive(Debug)]
 pub struct RedisServer {
-    /// Its port on 127.0.0.1.
+    /// Its port.
     pub port: u16,
+    host: String,
     program: PathBuf,
     arguments: Vec<String>,
     folder: PathBuf,
@@ -31,11 +32,11 @@ impl RedisServer {
     ///
     /// # Errors
     /// When it is missing or does not answer.
-    pub async fn start(folder: &Path, options: &[&str], password: Option<&str>) -> Result<Self> {
+    pub async fn start(host: &str, folder: &Path, options: &[&str], password: Option<&str>) -> Result<Self> {
         let mut last = None;
         for _ in 0..3 {
             let port = free_port()?;
-            match Self::start_on(port, folder, options, password).await {
+            match Self::start_on(host, port, folder, options, password).await {
                 Ok(server) => return Ok(server),
                 Err(error) => last = Some(error), // Perhaps somebody else has the port now.
             }
@@ -47,10 +48,16 @@ impl RedisServer {
     ///
     /// # Errors
     /// When it is missing or does not answer.
-    pub async fn start_on(port: u16, folder: &Path, options: &[&str], password: Option<&str>) -> Result<Self> {
+    pub async fn start_on(
+        host: &str,
+        port: u16,
+        folder: &Path,
+        options: &[&str],
+        password: Option<&str>,
+    ) -> Result<Self> {
         let program = find("redis-server", "redis-server")?;
         let mut arguments: Vec<String> =
-            ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
+            ["--bind", host, "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
                 .map(str::to_owned)
                 .into();
         arguments.extend(["--port".to_owned(), port.to_string()]);
@@ -60,6 +67,7 @@ impl RedisServer {
         }
         let mut server = Self {
             port,
+            host: host.to_owned(),
             program,
             arguments,
             folder: folder.to_owned(),
@@ -74,12 +82,19 @@ impl RedisServer {
     ///
     /// # Errors
     /// When it is missing or does not answer.
-    pub async fn start_sentinel(port: u16, folder: &Path, config: &str, password: Option<&str>) -> Result<Self> {
+    pub async fn start_sentinel(
+        host: &str,
+        port: u16,
+        folder: &Path,
+        config: &str,
+        password: Option<&str>,
+    ) -> Result<Self> {
         let program = find("redis-sentinel", "redis-sentinel")?;
         let path = folder.join(format!("sentinel-{port}.conf"));
-        std::fs::write(&path, format!("port {port}\nbind 127.0.0.1\ndir {}\n{config}", folder.display()))?;
+        std::fs::write(&path, format!("port {port}\nbind {host}\ndir {}\n{config}", folder.display()))?;
         let mut server = Self {
             port,
+            host: host.to_owned(),
             program,
             arguments: vec![path.display().to_string()],
             folder: folder.to_owned(),
@@ -116,7 +131,7 @@ impl RedisServer {
 
     /// Its address.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// A connection for commands.
@@ -128,7 +143,7 @@ impl RedisServer {
         if let Some(password) = &self.password {
             settings = settings.set_password(password);
         }
-        let info = ConnectionAddr::Tcp("127.0.0.1".to_owned(), self.port).into_connection_info()?;
+        let info = ConnectionAddr::Tcp(self.host.clone(), self.port).into_connection_info()?;
         let client = redis::Client::open(info.set_redis_settings(settings))?;
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(STEP)).set_response_timeout(Some(STEP));
         let connect = client.get_multiplexed_async_connection_with_config(&config);
