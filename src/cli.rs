@@ -38,6 +38,8 @@ pub enum Command {
     /// Break real Redis servers and Sentinels under traffic, and judge whether the promises hold
     #[command(after_help = CHAOS_HELP)]
     Chaos(texto_lab::chaos::ChaosArgs),
+    /// Watch people chat across nodes while the Redis master dies: thirty seconds in the terminal
+    Demo(texto_lab::demo::DemoArgs),
     /// Ask a running gateway whether it is ready; exit code 0 if it is, 1 if not
     Healthcheck(HealthcheckArgs),
 }

@@ -31,4 +31,5 @@ pub mod sentinel;
 pub mod drain;
 pub mod health;
 pub mod healthcheck;
+pub mod logging;
 pub mod metrics;

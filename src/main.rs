@@ -1,17 +1,16 @@
 //! The program: arguments, logging, signals, exit code. Everything else is in the library.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use texto::cli::{Cli, Command, ServeArgs};
-use texto::config::{Config, LogFormat};
+use texto::config::Config;
 use texto::drain::Shutdown;
-use texto::{healthcheck, server};
+use texto::{healthcheck, logging, server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// It gives memory back to the system when a burst is over, which glibc's allocator does not.
 #[global_allocator]
@@ -27,20 +26,23 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&format!("{error}"), 1),
         },
-        Some(Command::Chaos(args)) => match chaos(&args) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => fail("a promise was broken", 1),
-            Err(error) => fail(&format!("{error:#}"), 2),
-        },
+        Some(Command::Chaos(args)) => judge(texto_lab::chaos::run(&args)),
+        Some(Command::Demo(args)) => judge(texto_lab::demo::run(&args)),
         Some(Command::Serve(args)) => serve(&args),
         None => serve(&cli.serve),
     }
 }
 
+/// Runs servers and gateways of its own, and says by the exit code whether the promises were kept.
 #[tokio::main]
-async fn chaos(args: &texto_lab::chaos::ChaosArgs) -> anyhow::Result<bool> {
-    rlimit::increase_nofile_limit(u64::MAX)?;
-    texto_lab::chaos::run(args).await
+async fn judge(run: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
+    // Where it can't be raised, a smaller run still works, and a larger one says what is missing.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    match run.await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => fail("a promise was broken", 1),
+        Err(error) => fail(&format!("{error:#}"), 2),
+    }
 }
 
 fn fail(text: &str, code: u8) -> ExitCode {
@@ -54,19 +56,10 @@ fn serve(args: &ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return fail(&errors.to_string(), EXIT_CONFIG),
     };
-    start_logging(config.log_format);
+    logging::start(config.log_format);
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("{error:#}"), 1),
-    }
-}
-
-fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("TEXTO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match format {
-        LogFormat::Json => logs.json().init(),
-        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
     }
 }
 

@@ -190,16 +190,17 @@ fn print_table(verdicts: &[Verdict]) {
     println!(
         "\n| scenario | sent | errors | acked, lost | twice | out of order | unanswered | silence, ms | allowed | |"
     );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|---|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|");
     for Verdict { scenario, kept, silence_ms, limit_ms, report, .. } in verdicts {
         println!(
-            "| {scenario} | {} | {} | {} | {} | {} | {} | {silence_ms:.0} | {limit_ms:.0} | {} |",
+            "| {scenario} | {} | {} | {} | {} | {} | {} | {:.0} | {silence_ms:.0} | {limit_ms:.0} | {} |",
             report.sent,
             report.failed(),
             report.acked_lost,
             report.received_twice,
             report.out_of_order,
             report.unanswered,
+            report.longest_answer_ms,
             if *kept { "kept" } else { "BROKEN" },
         );
     }

@@ -166,7 +166,9 @@ impl Screen {
             format!("Texto  50 clients on 3 gateways  {:4.1} of {} s", now.as_secs_f64(), end.as_secs()),
             format!("redis  {}", roles.join("   ")),
             format!("messages per 100 ms  {bars:<WIDTH$} {fresh}"),
-            format!("sent {sent}  acknowledged {acked}  errors {failed}  longest silence of the last 5 s: {silence:.0?}"),
+            format!(
+                "sent {sent}  acknowledged {acked}  errors {failed}  longest silence of the last 5 s: {silence:.0?}"
+            ),
         ];
         lines.extend(self.events.iter().rev().take(5).rev().cloned());
         let mut out = std::io::stdout().lock();

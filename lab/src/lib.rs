@@ -6,6 +6,8 @@ pub mod chaos;
 pub mod checker;
 pub mod client;
 pub mod cluster;
+pub mod demo;
+pub mod fake_gateway;
 pub mod fake_sentinel;
 pub mod gateway;
 pub mod http;

@@ -56,10 +56,20 @@ impl RedisServer {
         password: Option<&str>,
     ) -> Result<Self> {
         let program = find("redis-server", "redis-server")?;
-        let mut arguments: Vec<String> =
-            ["--bind", host, "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
-                .map(str::to_owned)
-                .into();
+        let mut arguments: Vec<String> = [
+            "--bind",
+            host,
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--repl-diskless-sync-delay",
+            "0",
+        ]
+        .map(str::to_owned)
+        .into();
         arguments.extend(["--port".to_owned(), port.to_string()]);
         arguments.extend(options.iter().map(|option| (*option).to_owned()));
         if let Some(password) = password {
@@ -91,7 +101,10 @@ impl RedisServer {
     ) -> Result<Self> {
         let program = find("redis-sentinel", "redis-sentinel")?;
         let path = folder.join(format!("sentinel-{port}.conf"));
-        std::fs::write(&path, format!("port {port}\nbind {host}\ndir {}\n{config}", folder.display()))?;
+        std::fs::write(
+            &path,
+            format!("port {port}\nbind {host}\nprotected-mode no\ndir {}\n{config}", folder.display()),
+        )?;
         let mut server = Self {
             port,
             host: host.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub struct Traffic {
     /// `true` as long as clients send.
     sending: watch::Sender<bool>,
     clients: JoinSet<()>,
+    /// Clients that have noticed the end of the sending, or are gone.
+    stopped: Arc<AtomicUsize>,
     deadline: Duration,
 }
 
@@ -58,6 +61,7 @@ impl Traffic {
         let period = Duration::from_secs_f64(clients.len() as f64 / load.rate);
         let ids: Vec<Uuid> = clients.iter().map(|client| client.id).collect();
         let mut tasks = JoinSet::new();
+        let stopped = Arc::new(AtomicUsize::new(0));
         for (index, client) in clients.into_iter().enumerate() {
             let party = Party {
                 pair: u32::try_from(index)?,
@@ -66,10 +70,11 @@ impl Traffic {
                 period,
                 offset: period.mul_f64(fastrand::f64()),
                 checker: checker.clone(),
+                stopped: stopped.clone(),
             };
             tasks.spawn(party.run(client, sending.subscribe()));
         }
-        Ok(Self { start, checker, sending, clients: tasks, deadline: load.deadline })
+        Ok(Self { start, checker, sending, clients: tasks, stopped, deadline: load.deadline })
     }
 
     /// Time since the start: what the checker's times count from.
@@ -90,7 +95,10 @@ impl Traffic {
     pub async fn finish(mut self, from: Duration, to: Duration) -> Result<Report> {
         self.sending.send_replace(false);
         let patience = self.deadline + Duration::from_secs(1);
-        let quiet = until("all is answered", patience, async || (self.checker().outstanding() == 0).then_some(()));
+        let quiet = until("all is answered", patience, async || {
+            let stopped = self.stopped.load(Ordering::SeqCst) == self.clients.len();
+            (stopped && self.checker().outstanding() == 0).then_some(())
+        });
         drop(quiet.await); // Whatever is not answered is counted below.
         // An acknowledged message is on its way at most for as long as this.
         let arrived = until("all acknowledged has arrived", Duration::from_secs(2), async || {
@@ -112,6 +120,7 @@ struct Party {
     period: Duration,
     offset: Duration,
     checker: Arc<Mutex<Checker>>,
+    stopped: Arc<AtomicUsize>,
 }
 
 impl Party {
@@ -120,20 +129,32 @@ impl Party {
         self.checker.lock().unwrap_or_else(PoisonError::into_inner).feed(at, pair, number, event);
     }
 
-    async fn run(self, client: Client, mut sending: watch::Receiver<bool>) {
+    async fn run(self, client: Client, sending: watch::Receiver<bool>) {
+        if !self.run_inner(client, sending).await {
+            self.stopped.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Returns whether the end of the sending was noticed before the end of the session.
+    async fn run_inner(&self, client: Client, mut sending: watch::Receiver<bool>) -> bool {
         let id = client.id;
         let mut socket = client.into_socket();
         let mut next = tokio::time::interval_at((self.start + self.offset).into(), self.period);
         let mut requests: HashMap<String, usize> = HashMap::new();
         let mut number = 0;
+        let mut noticed = false;
         loop {
             let sends = *sending.borrow_and_update();
+            if !sends && !noticed {
+                noticed = true;
+                self.stopped.fetch_add(1, Ordering::SeqCst);
+            }
             tokio::select! {
                 incoming = client::next(&mut socket) => match incoming {
                     Incoming::Frame(frame) => self.take(&frame, &mut requests),
                     Incoming::Closed(_) => {
                         self.note(self.pair, number, &Event::Dropped);
-                        return;
+                        return noticed;
                     }
                 },
                 _ = next.tick(), if sends => {
@@ -144,11 +165,11 @@ impl Party {
                     let frame = client::send_frame(id, request, self.partner, &text);
                     if socket.send(Message::text(frame)).await.is_err() {
                         self.note(self.pair, number, &Event::Dropped);
-                        return;
+                        return noticed;
                     }
                     number += 1;
                 }
-                changed = sending.changed() => if changed.is_err() { return },
+                changed = sending.changed() => if changed.is_err() { return noticed },
             }
         }
     }

@@ -1,0 +1,56 @@
+//! A short selection of `texto chaos`, with the counts as the test: silence is for the table in the
+//! README, since a machine that runs other tests meanwhile is no place to measure it.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use serde_json::Value;
+
+async fn chaos(arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_texto"));
+    command.args(["chaos", "--json", "--pairs", "20", "--rate", "300", "--gateways", "3"]).args(arguments);
+    let output = command.kill_on_drop(true).output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let verdicts = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    (output.status.code(), verdicts)
+}
+
+async fn keeps_its_word(scenario: &str) {
+    let (_, verdicts) = chaos(&[scenario]).await;
+    let [verdict] = verdicts.as_slice() else { panic!("{verdicts:?}") };
+    let report = &verdict["report"];
+    let counts = ["acked_lost", "received_twice", "out_of_order", "unanswered", "answered_twice", "dropped_sessions"];
+    for count in counts {
+        assert_eq!(report[count], 0, "{count} in {verdict:#}");
+    }
+    assert_eq!(report["errors"], serde_json::json!({}), "{verdict:#}");
+    assert!(report["acked"].as_u64().unwrap() > 2_000, "{verdict:#}");
+}
+
+#[tokio::test]
+async fn the_last_link_killed_by_its_promotion() {
+    keeps_its_word("one-replica").await;
+}
+
+#[tokio::test]
+async fn replicas_carry_messages_without_master_and_sentinels() {
+    keeps_its_word("kill-sentinels-then-master").await;
+}
+
+#[tokio::test]
+async fn an_outage_below_the_deadline_loses_nothing() {
+    keeps_its_word("outage-3s").await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_hears_its_master_but_is_not_heard() {
+    keeps_its_word("cut-to-master").await;
+}
+
+/// Without links to the replicas a killed master is noticed, and the judge says so.
+#[tokio::test]
+async fn the_judge_finds_what_is_broken() {
+    let (code, verdicts) = chaos(&["kill-master", "--no-standby"]).await;
+    assert_eq!((code, &verdicts[0]["kept"]), (Some(1), &Value::Bool(false)), "{verdicts:?}");
+    assert!(verdicts[0]["silence_ms"].as_f64().unwrap() > 500.0, "{verdicts:?}");
+    assert_eq!(chaos(&["no-such-scenario"]).await.0, Some(2));
+}
