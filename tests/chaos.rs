@@ -17,6 +17,7 @@ async fn chaos(arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
 async fn keeps_its_word(scenario: &str) {
     let (_, verdicts) = chaos(&[scenario]).await;
     let [verdict] = verdicts.as_slice() else { panic!("{verdicts:?}") };
+    assert_eq!(verdict["skipped"], Value::Null, "{scenario} needs root: it makes networks");
     let report = &verdict["report"];
     let counts = ["acked_lost", "received_twice", "out_of_order", "unanswered", "answered_twice", "dropped_sessions"];
     for count in counts {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use texto_lab::client::{Answer, Client};
 use texto_lab::gateway::Gateway;
 
-const SESSIONS: u64 = 9_800;
+const SESSIONS: u64 = 10_000;
 const LARGE: usize = 16_384;
 
 #[tokio::main]

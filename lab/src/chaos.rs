@@ -99,7 +99,11 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
             println!("{}: {}", scenario.name, scenario.about);
         }
         if let Some(reason) = scenario.unavailable() {
-            println!("  skipped: {reason}");
+            if args.json {
+                println!("{}", serde_json::json!({ "scenario": scenario.name, "skipped": reason }));
+            } else {
+                println!("  skipped: {reason}");
+            }
             continue;
         }
         let verdict = judge(scenario, &binary, args).await?;

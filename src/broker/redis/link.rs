@@ -30,7 +30,7 @@ const REPLAY_BATCH: usize = 1000;
 const BACKLOG_SUSPICION: Duration = Duration::from_secs(10);
 /// Pauses between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
-const PAUSE_MOST: Duration = Duration::from_secs(1);
+const PAUSE_MOST: Duration = Duration::from_millis(200);
 
 /// One server's link: the part of it that others may look at.
 #[derive(Debug)]

@@ -35,6 +35,13 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// A message handed over this long ago has arrived: nothing has to wait for it.
 const ARRIVED: Duration = Duration::from_secs(1);
 
+/// A server writes its answers and the copies for subscribers and replicas in one turn, but one after
+/// the other. When it dies in between, what it answered last may have reached nobody. So this much of
+/// what a link answered, counted back from its last answer, is sent again on the others when it is lost.
+const TAIL: Duration = Duration::from_millis(100);
+/// A link that was heard of this lately was alive after its last answer's turn: nothing of it is missing.
+const TAIL_USE: Duration = Duration::from_secs(3);
+
 /// Waiting time before nobody's receiver is looked for again.
 const RETRY_FIRST: Duration = Duration::from_millis(4);
 const RETRY_MOST: Duration = Duration::from_millis(32);
@@ -95,8 +102,11 @@ pub struct Outgoing {
 
 #[derive(Debug)]
 struct Pending<R> {
-    reply: R,
+    /// None: it was answered already, and is sent again to be sure.
+    reply: Option<R>,
     id: Uuid,
+    /// Its predecessor, if that was settled when it was sent first.
+    after: Option<Uuid>,
     receiver: Uuid,
     payload: Bytes,
     /// It is not given to servers any more from here on.
@@ -127,6 +137,16 @@ struct Link {
     ready: VecDeque<Ticket>,
     flight: Vec<Ticket>,
     flight_since: Option<Instant>,
+    /// What it handed over lately, oldest first.
+    tail: VecDeque<Tail>,
+}
+
+/// A message that was answered, in case that its server dies now.
+#[derive(Debug)]
+struct Tail {
+    at: Instant,
+    id: Uuid,
+    message: Outgoing,
 }
 
 /// The publisher of one node; `R` is the duty to answer.
@@ -229,7 +249,7 @@ impl<R> Publisher<R> {
 
     /// `link` is gone, and the answers to what it had with it.
     pub fn link_lost(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
-        let Link { ready, mut flight, up, .. } = std::mem::take(&mut self.links[link]);
+        let Link { ready, mut flight, up, tail, .. } = std::mem::take(&mut self.links[link]);
         self.up &= !bit(link);
         self.suspect &= !bit(link);
         self.synced &= !bit(link);
@@ -237,7 +257,11 @@ impl<R> Publisher<R> {
             self.disturb(now);
         }
         flight.extend(ready);
+        let again = self.resurrect(now, tail);
         self.release(now, link, &flight, actions);
+        for receiver in again {
+            self.pump(now, receiver, actions);
+        }
     }
 
     /// Takes the message `id`.
@@ -260,8 +284,19 @@ impl<R> Publisher<R> {
         let until = now + self.times.send * 4 / 5;
         self.expiries.push_back((until, ticket));
         self.deadlines.push_back((now + self.times.send, ticket));
-        let pending =
-            Pending { reply, id, receiver, payload, until, out: 0, zero: 0, sent: false, retry: None, retries: 0 };
+        let pending = Pending {
+            reply: Some(reply),
+            id,
+            after: None,
+            receiver,
+            payload,
+            until,
+            out: 0,
+            zero: 0,
+            sent: false,
+            retry: None,
+            retries: 0,
+        };
         self.pending.insert(ticket, pending);
         self.lanes.entry(receiver).or_default().tickets.push_back(ticket);
         self.pump(now, receiver, actions);
@@ -283,7 +318,8 @@ impl<R> Publisher<R> {
             bytes += pending.payload.len();
             let handed =
                 self.handed.get(&pending.receiver).filter(|(_, at)| now.saturating_duration_since(*at) < ARRIVED);
-            let after = handed.map_or(Uuid::nil(), |(id, _)| *id);
+            let after = pending.after.unwrap_or_else(|| handed.map_or(Uuid::nil(), |(id, _)| *id));
+            pending.after = Some(after);
             batch.push(Outgoing { receiver: pending.receiver, after, payload: pending.payload.clone() });
             slot.flight.push(ticket);
         }
@@ -307,7 +343,12 @@ impl<R> Publisher<R> {
             let Some(pending) = self.pending.get_mut(ticket) else { continue };
             pending.out &= !bit(link);
             if *receivers > 0 {
-                self.handed.insert(pending.receiver, (pending.id, now));
+                let after = pending.after.unwrap_or_default();
+                let message = Outgoing { receiver: pending.receiver, after, payload: pending.payload.clone() };
+                self.links[link].tail.push_back(Tail { at: now, id: pending.id, message });
+                if pending.reply.is_some() {
+                    self.handed.insert(pending.receiver, (pending.id, now));
+                }
                 self.decide(now, *ticket, Outcome::Handed, actions);
             } else {
                 pending.zero |= bit(link);
@@ -316,6 +357,10 @@ impl<R> Publisher<R> {
         }
         for ticket in nobody {
             self.counted_nobody(now, ticket, actions);
+        }
+        let tail = &mut self.links[link].tail;
+        while tail.front().is_some_and(|old| now.saturating_duration_since(old.at) > TAIL) {
+            tail.pop_front();
         }
         if !self.links[link].ready.is_empty() {
             actions.wake |= bit(link);
@@ -387,12 +432,53 @@ impl<R> Publisher<R> {
                 pending.out &= !bit(link);
             }
         }
+        let tail = std::mem::take(&mut self.links[link].tail);
+        let again = self.resurrect(now, tail);
         let tickets = flight.iter().chain(&waiting);
-        let receivers: BTreeSet<Uuid> = tickets.filter_map(|t| Some(self.pending.get(t)?.receiver)).collect();
+        let mut receivers: BTreeSet<Uuid> = tickets.filter_map(|t| Some(self.pending.get(t)?.receiver)).collect();
+        receivers.extend(again);
         for receiver in receivers {
             self.hold(receiver);
             self.pump(now, receiver, actions);
         }
+    }
+
+    /// Puts what a link answered last in front of its lanes once more: it may have reached nobody.
+    fn resurrect(&mut self, now: Instant, tail: VecDeque<Tail>) -> BTreeSet<Uuid> {
+        let mut receivers = BTreeSet::new();
+        // From the latest to the earliest, each before those that are there already.
+        for Tail { at, id, message } in tail.into_iter().rev() {
+            if now.saturating_duration_since(at) > TAIL_USE {
+                break;
+            }
+            let Outgoing { receiver, after, payload } = message;
+            let ticket = self.next;
+            self.next += 1;
+            self.bytes += payload.len();
+            let until = now + self.times.send * 4 / 5;
+            self.expiries.push_back((until, ticket));
+            self.deadlines.push_back((now + self.times.send, ticket));
+            let again = Pending {
+                reply: None,
+                id,
+                after: Some(after),
+                receiver,
+                payload,
+                until,
+                out: 0,
+                zero: 0,
+                sent: true,
+                retry: None,
+                retries: 0,
+            };
+            self.pending.insert(ticket, again);
+            self.lanes.entry(receiver).or_default().tickets.push_front(ticket);
+            receivers.insert(receiver);
+        }
+        for receiver in &receivers {
+            self.hold(*receiver);
+        }
+        receivers
     }
 
     /// `link` no longer has these; their lanes go on with the other links.
@@ -543,7 +629,9 @@ impl<R> Publisher<R> {
         if let Some(at) = pending.retry {
             self.retries.remove(&(at, ticket));
         }
-        actions.decided.push((pending.reply, outcome));
+        if let Some(reply) = pending.reply {
+            actions.decided.push((reply, outcome));
+        }
         let lane = self.lanes.get_mut(&pending.receiver)?;
         match lane.tickets.iter().position(|other| *other == ticket) {
             Some(0) => {
