@@ -45,8 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => server.clone().prop_map(Step::Send),
         6 => server.clone().prop_map(Step::Execute),
         6 => server.clone().prop_map(Step::Answer),
-        1 => server.clone().prop_map(Step::Lose),
-        2 => server.clone().prop_map(Step::Up),
+        3 => server.clone().prop_map(Step::Lose),
+        4 => server.clone().prop_map(Step::Up),
         2 => server.clone().prop_map(Step::Sync),
         4 => prop_oneof![1..5_u64, 50..150_u64].prop_map(Step::Advance),
         1 => proptest::option::of(server).prop_map(Step::Master),
@@ -327,6 +327,23 @@ fn what_a_lost_master_left_unanswered_is_sent_by_the_others_at_once() {
         world.apply(&step);
     }
     assert_eq!((world.wires[1].batch.len(), world.wires[2].batch.len()), (RECEIVERS, RECEIVERS));
+}
+
+#[test]
+fn what_a_master_answered_as_it_died_arrives_all_the_same() {
+    let mut world = World::new([7; RECEIVERS]);
+    world.heal();
+    world.apply(&Step::Advance(300));
+    for step in [Step::Submit(0), Step::Submit(0), Step::Send(0), Step::Execute(0), Step::Answer(0)] {
+        world.apply(&step);
+    }
+    assert_eq!(world.decided.len(), 2);
+    world.apply(&Step::Lose(0));
+    world.apply(&Step::Submit(0));
+    for _ in 0..5 {
+        world.turn();
+    }
+    assert_eq!(world.received[0], [0, 1, 2]);
 }
 
 #[test]
