@@ -11,6 +11,9 @@
 //! - no server is given a lane's messages in another order than they came in;
 //! - `NotConnected` is said only when every usable link has said so and nothing is in motion.
 
+mod lanes;
+mod state;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -19,14 +22,8 @@ use uuid::Uuid;
 
 use crate::outbox::Outcome;
 
-/// A link's place in the publisher, below [`MAX_LINKS`].
-pub type LinkId = usize;
-
-/// Links that a publisher can have.
-pub const MAX_LINKS: usize = 64;
-
-/// A set of links, one bit each.
-type Links = u64;
+pub use state::{Actions, LinkId, MAX_LINKS, Outgoing, Times};
+use state::{Lane, Link, Links, Pending, Tail, Ticket, bit};
 
 /// Messages in one batch, and about how many bytes.
 const BATCH_MESSAGES: usize = 512;
@@ -39,115 +36,6 @@ const ARRIVED: Duration = Duration::from_secs(1);
 /// the other. When it dies in between, what it answered last may have reached nobody. So this much of
 /// what a link answered, counted back from its last answer, is sent again on the others when it is lost.
 const TAIL: Duration = Duration::from_millis(100);
-/// A link that was heard of this lately was alive after its last answer's turn: nothing of it is missing.
-const TAIL_USE: Duration = Duration::from_secs(3);
-
-/// Waiting time before nobody's receiver is looked for again.
-const RETRY_FIRST: Duration = Duration::from_millis(4);
-const RETRY_MOST: Duration = Duration::from_millis(32);
-
-/// The times that a publisher goes by.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// A message is decided within this; it is given to servers only in the first four fifths of it,
-    /// so that a receiver's node can tell a late copy from a message that is still wanted.
-    pub send: Duration,
-    /// A server that has not answered for this long is helped out by the others.
-    pub hedge: Duration,
-    /// After a disturbance, once all links are as they should be, this long counts as motion.
-    pub settle: Duration,
-    /// The same, while they are not: a server may be away for good.
-    pub unsettled: Duration,
-    /// Bytes that may wait; more are refused at once.
-    pub max_bytes: usize,
-}
-
-/// What has to be done after an event.
-#[derive(Debug)]
-pub struct Actions<R> {
-    /// Answers to give.
-    pub decided: Vec<(R, Outcome)>,
-    /// Links that have something to send, one bit each.
-    pub wake: Links,
-    /// Messages that were sent again.
-    pub resent: u64,
-}
-
-impl<R> Default for Actions<R> {
-    fn default() -> Self {
-        Self { decided: Vec::new(), wake: 0, resent: 0 }
-    }
-}
-
-impl<R> Actions<R> {
-    /// The links to wake.
-    pub fn links(&self) -> impl Iterator<Item = LinkId> + use<R> {
-        let wake = self.wake;
-        (0..MAX_LINKS).filter(move |link| wake & (1 << link) != 0)
-    }
-}
-
-type Ticket = u64;
-
-/// A message for a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outgoing {
-    /// Who is to get it.
-    pub receiver: Uuid,
-    /// The message that was handed over to the same receiver last, if that was lately.
-    pub after: Uuid,
-    /// The message itself.
-    pub payload: Bytes,
-}
-
-#[derive(Debug)]
-struct Pending<R> {
-    /// None: it was answered already, and is sent again to be sure.
-    reply: Option<R>,
-    id: Uuid,
-    /// Its predecessor, if that was settled when it was sent first.
-    after: Option<Uuid>,
-    receiver: Uuid,
-    payload: Bytes,
-    /// It is not given to servers any more from here on.
-    until: Instant,
-    /// Links on which it waits or is under way.
-    out: Links,
-    /// Links that counted no receiver since it was (re)tried.
-    zero: Links,
-    /// It has been given to a link before.
-    sent: bool,
-    /// Not before this.
-    retry: Option<Instant>,
-    retries: u32,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    tickets: VecDeque<Ticket>,
-    /// The first one is in trouble; the others wait behind it.
-    held: bool,
-}
-
-#[derive(Debug, Default)]
-struct Link {
-    up: bool,
-    synced: bool,
-    suspect: bool,
-    ready: VecDeque<Ticket>,
-    flight: Vec<Ticket>,
-    flight_since: Option<Instant>,
-    /// What it handed over lately, oldest first.
-    tail: VecDeque<Tail>,
-}
-
-/// A message that was answered, in case that its server dies now.
-#[derive(Debug)]
-struct Tail {
-    at: Instant,
-    id: Uuid,
-    message: Outgoing,
-}
 
 /// The publisher of one node; `R` is the duty to answer.
 #[derive(Debug)]
@@ -170,10 +58,6 @@ pub struct Publisher<R> {
     expiries: VecDeque<(Instant, Ticket)>,
     deadlines: VecDeque<(Instant, Ticket)>,
     retries: BTreeSet<(Instant, Ticket)>,
-}
-
-fn bit(link: LinkId) -> Links {
-    1 << link
 }
 
 impl<R> Publisher<R> {
@@ -278,26 +162,7 @@ impl<R> Publisher<R> {
             actions.decided.push((reply, Outcome::Unreachable));
             return;
         }
-        let ticket = self.next;
-        self.next += 1;
-        self.bytes += payload.len();
-        let until = now + self.times.send * 4 / 5;
-        self.expiries.push_back((until, ticket));
-        self.deadlines.push_back((now + self.times.send, ticket));
-        let pending = Pending {
-            reply: Some(reply),
-            id,
-            after: None,
-            receiver,
-            payload,
-            until,
-            out: 0,
-            zero: 0,
-            sent: false,
-            retry: None,
-            retries: 0,
-        };
-        self.pending.insert(ticket, pending);
+        let ticket = self.enqueue(now, Pending::new(now, id, receiver, payload, Some(reply)));
         self.lanes.entry(receiver).or_default().tickets.push_back(ticket);
         self.pump(now, receiver, actions);
     }
@@ -441,211 +306,6 @@ impl<R> Publisher<R> {
             self.hold(receiver);
             self.pump(now, receiver, actions);
         }
-    }
-
-    /// Puts what a link answered last in front of its lanes once more: it may have reached nobody.
-    fn resurrect(&mut self, now: Instant, tail: VecDeque<Tail>) -> BTreeSet<Uuid> {
-        let mut receivers = BTreeSet::new();
-        // From the latest to the earliest, each before those that are there already.
-        for Tail { at, id, message } in tail.into_iter().rev() {
-            if now.saturating_duration_since(at) > TAIL_USE {
-                break;
-            }
-            let Outgoing { receiver, after, payload } = message;
-            let ticket = self.next;
-            self.next += 1;
-            self.bytes += payload.len();
-            let until = now + self.times.send * 4 / 5;
-            self.expiries.push_back((until, ticket));
-            self.deadlines.push_back((now + self.times.send, ticket));
-            let again = Pending {
-                reply: None,
-                id,
-                after: Some(after),
-                receiver,
-                payload,
-                until,
-                out: 0,
-                zero: 0,
-                sent: true,
-                retry: None,
-                retries: 0,
-            };
-            self.pending.insert(ticket, again);
-            self.lanes.entry(receiver).or_default().tickets.push_front(ticket);
-            receivers.insert(receiver);
-        }
-        for receiver in &receivers {
-            self.hold(*receiver);
-        }
-        receivers
-    }
-
-    /// `link` no longer has these; their lanes go on with the other links.
-    fn release(&mut self, now: Instant, link: LinkId, tickets: &[Ticket], actions: &mut Actions<R>) {
-        let mut receivers = BTreeSet::new();
-        for ticket in tickets {
-            if let Some(pending) = self.pending.get_mut(ticket) {
-                pending.out &= !bit(link);
-                receivers.insert(pending.receiver);
-            }
-        }
-        for receiver in receivers {
-            self.hold(receiver);
-            self.pump(now, receiver, actions);
-        }
-    }
-
-    /// The head of a lane is in trouble: what waits behind it on some link, unsent, is taken back.
-    fn hold(&mut self, receiver: Uuid) {
-        let Some(lane) = self.lanes.get_mut(&receiver) else { return };
-        lane.held = true;
-        for ticket in lane.tickets.iter().skip(1) {
-            let Some(pending) = self.pending.get_mut(ticket) else { continue };
-            for (link, slot) in self.links.iter_mut().enumerate() {
-                if pending.out & bit(link) != 0 && !slot.flight.contains(ticket) {
-                    slot.ready.retain(|waiting| waiting != ticket);
-                    pending.out &= !bit(link);
-                }
-            }
-        }
-    }
-
-    /// No server that was asked knows the receiver.
-    fn counted_nobody(&mut self, now: Instant, ticket: Ticket, actions: &mut Actions<R>) {
-        let Some(pending) = self.pending.get(&ticket) else { return };
-        let (receiver, zero, until) = (pending.receiver, pending.zero, pending.until);
-        if pending.out & !self.suspect != 0 {
-            return; // Another server has yet to answer.
-        }
-        let pending_is_idle = pending.out == 0;
-        let head = self.lanes.get(&receiver).and_then(|lane| lane.tickets.front()) == Some(&ticket);
-        if !head {
-            // Its predecessor is in trouble too; this one is tried again in its turn.
-            if let Some(pending) = self.pending.get_mut(&ticket) {
-                pending.zero = 0;
-            }
-            self.hold(receiver);
-            return;
-        }
-        self.hold(receiver);
-        if now >= until {
-            if pending_is_idle {
-                self.decide(now, ticket, Outcome::Unreachable, actions);
-            }
-        } else if self.up & !self.suspect & !zero != 0 {
-            self.pump(now, receiver, actions);
-        } else if self.in_motion(now) {
-            self.retry_later(now, ticket);
-        } else {
-            self.decide(now, ticket, Outcome::NotConnected, actions);
-        }
-    }
-
-    fn retry_later(&mut self, now: Instant, ticket: Ticket) {
-        let Some(pending) = self.pending.get_mut(&ticket) else { return };
-        let at = now + RETRY_MOST.min(RETRY_FIRST * (1 << pending.retries.min(8)));
-        pending.retries += 1;
-        pending.retry = Some(at);
-        self.retries.insert((at, ticket));
-    }
-
-    /// The links have changed for the better: what waits for a second try gets it now.
-    fn retry_all(&mut self, now: Instant, actions: &mut Actions<R>) {
-        for (_, ticket) in std::mem::take(&mut self.retries) {
-            if let Some(pending) = self.pending.get_mut(&ticket) {
-                pending.retry = None;
-                pending.zero = 0;
-            }
-        }
-        let receivers: Vec<Uuid> = self.lanes.keys().copied().collect();
-        for receiver in receivers {
-            self.pump(now, receiver, actions);
-        }
-    }
-
-    /// The master's link, when it can be trusted with a message alone.
-    fn master_link(&self) -> Option<LinkId> {
-        self.master.filter(|link| self.up & !self.suspect & bit(*link) != 0)
-    }
-
-    /// Gives a lane's messages to links, as far as they may go now.
-    fn pump(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) {
-        while let Some(expired) = self.pump_until_expired(now, receiver, actions) {
-            self.settle(expired, Outcome::Unreachable, actions);
-        }
-    }
-
-    /// The same, up to a message whose time is over: that one is returned.
-    fn pump_until_expired(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) -> Option<Ticket> {
-        let moving = self.in_motion(now);
-        let lane = self.lanes.get(&receiver)?;
-        let window = if moving || lane.held { 1 } else { lane.tickets.len() };
-        let trusted = self.up & !self.suspect;
-        let usable = if trusted != 0 { trusted } else { self.up };
-        for ticket in lane.tickets.iter().take(window) {
-            let Some(pending) = self.pending.get_mut(ticket) else { continue };
-            if pending.out & trusted != 0 || pending.retry.is_some() {
-                continue; // It is under way, or waits for its time.
-            }
-            if now >= pending.until {
-                if pending.out == 0 {
-                    return Some(*ticket);
-                }
-                continue; // Some server may answer yet.
-            }
-            let targets = match self.master.filter(|link| trusted & bit(*link) != 0) {
-                Some(master) if !moving && pending.zero == 0 && !pending.sent => bit(master),
-                _ => usable & !pending.zero & !pending.out,
-            };
-            if targets == 0 {
-                continue;
-            }
-            if pending.sent {
-                actions.resent += 1;
-            }
-            pending.out |= targets;
-            for (link, slot) in self.links.iter_mut().enumerate() {
-                if targets & bit(link) != 0 {
-                    slot.ready.push_back(*ticket);
-                }
-            }
-            actions.wake |= targets;
-        }
-        None
-    }
-
-    /// Answers a message, and lets its lane go on.
-    fn decide(&mut self, now: Instant, ticket: Ticket, outcome: Outcome, actions: &mut Actions<R>) {
-        if let Some(receiver) = self.settle(ticket, outcome, actions) {
-            self.pump(now, receiver, actions);
-        }
-    }
-
-    /// Answers a message and forgets it. Returns its receiver, if others wait for the same.
-    fn settle(&mut self, ticket: Ticket, outcome: Outcome, actions: &mut Actions<R>) -> Option<Uuid> {
-        let pending = self.pending.remove(&ticket)?;
-        self.bytes -= pending.payload.len();
-        if let Some(at) = pending.retry {
-            self.retries.remove(&(at, ticket));
-        }
-        if let Some(reply) = pending.reply {
-            actions.decided.push((reply, outcome));
-        }
-        let lane = self.lanes.get_mut(&pending.receiver)?;
-        match lane.tickets.iter().position(|other| *other == ticket) {
-            Some(0) => {
-                lane.tickets.pop_front();
-                lane.held = false;
-            }
-            Some(at) => drop(lane.tickets.remove(at)),
-            None => {}
-        }
-        if lane.tickets.is_empty() {
-            self.lanes.remove(&pending.receiver);
-            return None;
-        }
-        Some(pending.receiver)
     }
 }
 
