@@ -172,3 +172,38 @@ async fn ten_thousand_subscriptions_are_replayed() {
         assert_eq!(client.receive().await.unwrap().1, "still there?");
     }
 }
+
+/// What a server answered last is sent again when it dies, also when nothing else waits just then:
+/// that must not keep anybody's later message from its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_dies_after_its_last_answer_leaves_later_sends_answered() {
+    let folder = TempDir::new().unwrap();
+    let mut redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address(), "--send-timeout", "2s"], &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut a = Client::connect(gateway.address).await.unwrap();
+    let mut b = Client::connect(gateway.address).await.unwrap();
+    assert_eq!(a.send(b.id, "one").await.unwrap(), Answer::Ack);
+    // Two heartbeats later nothing that waits for time is left.
+    let beats = format!("texto_heartbeat_seconds_count{{address=\"{}\"}}", redis.address());
+    let before = gateway.metric(&beats).await.unwrap();
+    until("two heartbeats", LIMIT, async || (gateway.metric(&beats).await? >= before + 2.0).then_some(()))
+        .await
+        .unwrap();
+    redis.kill();
+    let pending = async |count| {
+        until(&format!("{count} messages wait"), LIMIT, async || {
+            (gateway.metric("texto_messages_pending").await == Some(count)).then_some(())
+        })
+        .await
+        .unwrap();
+    };
+    pending(1.0).await;
+    assert_eq!(a.send(b.id, "two").await.unwrap(), Answer::Error("EBROKER".to_owned()));
+    pending(0.0).await;
+    redis.restart().await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    assert_eq!(a.send(b.id, "three").await.unwrap(), Answer::Ack);
+    assert_eq!(b.receive().await.unwrap().1, "one");
+    assert_eq!(b.receive().await.unwrap().1, "three");
+}

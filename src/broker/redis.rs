@@ -156,16 +156,21 @@ impl RedisBroker {
 }
 
 impl Shared {
-    /// Changes the publisher, then answers and wakes outside its lock.
+    /// Changes the publisher, then answers and wakes outside its lock: the links that have something to
+    /// send, and the clock when something waits where nothing did (new, or sent again).
     fn with_publisher<T>(
         &self,
         change: impl FnOnce(&mut Publisher<ReplyTo>, Instant, &mut Actions<ReplyTo>) -> T,
     ) -> T {
         let mut actions = Actions::default();
         let mut publisher = lock(&self.publisher);
+        let was_idle = publisher.pending() == 0;
         let result = change(&mut publisher, Instant::now(), &mut actions);
         let pending = publisher.pending();
         drop(publisher);
+        if was_idle && pending > 0 {
+            self.ticker.notify_one();
+        }
         self.metrics.messages_pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
         self.metrics.messages_resent.inc_by(actions.resent);
         for link in actions.links() {
@@ -372,14 +377,9 @@ impl Broker for RedisBroker {
         let shared = &self.shared;
         let stamp = u64::try_from(shared.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let payload = envelope::encode(&message, shared.tag, stamp);
-        let first = shared.with_publisher(|publisher, now, actions| {
-            let first = publisher.pending() == 0;
+        shared.with_publisher(|publisher, now, actions| {
             publisher.submit(now, message.receiver, message.id, payload, reply, actions);
-            first
         });
-        if first {
-            shared.ticker.notify_one();
-        }
     }
 
     fn joined(&self, client: Uuid) {
