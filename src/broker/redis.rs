@@ -257,6 +257,11 @@ impl Shared {
         }
     }
 
+    /// `at` on the clock of this node's envelopes.
+    fn stamp_ms(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn age(&self, now: Instant, envelope: &Envelope<'_>) -> Duration {
         lock(&self.ages).age(now, envelope.node, envelope.stamp_ms)
     }
@@ -375,8 +380,7 @@ impl Shared {
 impl Broker for RedisBroker {
     fn publish(&self, message: Message, reply: ReplyTo) {
         let shared = &self.shared;
-        let stamp = u64::try_from(shared.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let payload = envelope::encode(&message, shared.tag, stamp);
+        let payload = envelope::encode(&message, shared.tag);
         shared.with_publisher(|publisher, now, actions| {
             publisher.submit(now, message.receiver, message.id, payload, reply, actions);
         });

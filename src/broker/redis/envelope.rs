@@ -1,15 +1,15 @@
 //! Owns what travels through Redis: a fixed binary header and the text, on the receiver's channel.
 //!
 //! ```text
-//! 0            16        17            33          49          57          65
-//! | predecessor | version | message id  | sender id | node tag  | stamp, ms | text, UTF-8 …
+//! 0             16          24        25           41          49          65
+//! | predecessor | stamp, ms | version | message id | node tag  | sender id | text, UTF-8 …
 //! ```
 //! The predecessor is the message that the same node handed over to the same receiver last, or zero:
 //! a receiver's node that has not seen it yet waits for it a moment, since it is on its way over
-//! another link. It is known only when the message is sent, so [`encode`] leaves it to the link.
+//! another link. The stamp counts milliseconds on the sending node's own monotonic clock, see [`Ages`].
+//! Both are known only when the message is sent, so [`encode`] leaves them to [`prefix`].
 //!
-//! The header is fixed so that a copy is recognised by its id before anything is parsed. The stamp
-//! counts milliseconds on the sending node's own monotonic clock; see [`Ages`].
+//! The header is fixed so that a copy is recognised by its id before anything is parsed.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ use uuid::Uuid;
 use crate::broker::Message;
 
 const VERSION: u8 = 1;
-/// Bytes of the predecessor, which comes before all that [`encode`] writes.
-const PREDECESSOR: usize = 16;
-const HEADER: usize = 49;
+/// Bytes of what [`prefix`] writes, and of what [`encode`] writes before the text.
+const PREFIX: usize = 24;
+const HEADER: usize = 41;
 const CHANNEL_PREFIX: &[u8] = b"texto:";
 
 /// Nodes whose clocks are remembered; beyond it, all are learnt anew.
@@ -39,37 +39,44 @@ pub struct Envelope<'a> {
     pub sender: Uuid,
     /// The node that published it.
     pub node: u64,
-    /// When, on that node's clock.
+    /// When that was wanted, on that node's clock.
     pub stamp_ms: u64,
     /// What it says; not checked to be UTF-8 yet.
     pub text: &'a [u8],
 }
 
-/// Writes an envelope, but for the predecessor.
-pub fn encode(message: &Message, node: u64, stamp_ms: u64) -> Bytes {
+/// The beginning of an envelope: what goes before [`encode`]'s bytes.
+pub fn prefix(after: Uuid, stamp_ms: u64) -> [u8; PREFIX] {
+    let mut prefix = [0; PREFIX];
+    prefix[..16].copy_from_slice(after.as_bytes());
+    prefix[16..].copy_from_slice(&stamp_ms.to_be_bytes());
+    prefix
+}
+
+/// Writes an envelope, but for its [`prefix`].
+pub fn encode(message: &Message, node: u64) -> Bytes {
     let mut bytes = BytesMut::with_capacity(HEADER + message.text.len());
     bytes.put_u8(VERSION);
     bytes.put_slice(message.id.as_bytes());
-    bytes.put_slice(message.sender.as_bytes());
     bytes.put_u64(node);
-    bytes.put_u64(stamp_ms);
+    bytes.put_slice(message.sender.as_bytes());
     bytes.put_slice(message.text.as_bytes());
     bytes.freeze()
 }
 
 /// Reads an envelope without copying; `None` for anything that Texto did not write.
 pub fn decode(bytes: &[u8]) -> Option<Envelope<'_>> {
-    let (after, bytes) = bytes.split_first_chunk::<PREDECESSOR>()?;
+    let (prefix, bytes) = bytes.split_first_chunk::<PREFIX>()?;
     let (header, text) = bytes.split_first_chunk::<HEADER>()?;
     if header[0] != VERSION {
         return None;
     }
     Some(Envelope {
-        after: Uuid::from_bytes(*after),
+        after: Uuid::from_slice(&prefix[..16]).ok()?,
         id: Uuid::from_slice(&header[1..17]).ok()?,
-        sender: Uuid::from_slice(&header[17..33]).ok()?,
-        node: u64::from_be_bytes(header[33..41].try_into().ok()?),
-        stamp_ms: u64::from_be_bytes(header[41..49].try_into().ok()?),
+        sender: Uuid::from_slice(&header[25..41]).ok()?,
+        node: u64::from_be_bytes(header[17..25].try_into().ok()?),
+        stamp_ms: u64::from_be_bytes(prefix[16..].try_into().ok()?),
         text,
     })
 }
@@ -142,7 +149,7 @@ mod tests {
         fn what_is_written_is_read(after: u128, id: u128, sender: u128, node: u64, stamp_ms: u64, text: String) {
             let (after, id, sender) = (Uuid::from_u128(after), Uuid::from_u128(id), Uuid::from_u128(sender));
             let message = Message { id, sender, receiver: Uuid::nil(), text };
-            let bytes = [after.as_bytes(), &encode(&message, node, stamp_ms)[..]].concat();
+            let bytes = [&prefix(after, stamp_ms)[..], &encode(&message, node)[..]].concat();
             let text = message.text.as_bytes();
             prop_assert_eq!(decode(&bytes), Some(Envelope { after, id, sender, node, stamp_ms, text }));
         }

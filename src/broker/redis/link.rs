@@ -259,8 +259,9 @@ impl Attempt<'_> {
                 std::future::poll_fn(|cx| std::task::Poll::Ready(beat.poll_tick(cx).is_ready())).await
             };
             commands.clear();
-            for Outgoing { receiver, after, payload } in &batch {
-                pack_publish(&mut commands, &envelope::channel(*receiver), &[after.as_bytes(), payload]);
+            for Outgoing { receiver, after, since, payload } in &batch {
+                let prefix = envelope::prefix(*after, shared.stamp_ms(*since));
+                pack_publish(&mut commands, &envelope::channel(*receiver), &[&prefix, payload]);
             }
             if ask_role {
                 pack(&mut commands, &[b"ROLE"]);

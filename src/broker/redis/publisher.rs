@@ -57,7 +57,28 @@ pub struct Publisher<R> {
     handed_swept: Instant,
     expiries: VecDeque<(Instant, Ticket)>,
     deadlines: VecDeque<(Instant, Ticket)>,
+    /// When that which is only sent again is given up.
+    kept: VecDeque<(Instant, Ticket)>,
     retries: BTreeSet<(Instant, Ticket)>,
+}
+
+/// Takes from `queue` what is not decided yet and whose time has come.
+fn due<R>(
+    queue: &mut VecDeque<(Instant, Ticket)>,
+    pending: &HashMap<Ticket, Pending<R>>,
+    now: Instant,
+) -> Option<Ticket> {
+    while let Some(&(at, ticket)) = queue.front() {
+        let waits = pending.contains_key(&ticket);
+        if waits && at > now {
+            break;
+        }
+        queue.pop_front();
+        if waits {
+            return Some(ticket);
+        }
+    }
+    None
 }
 
 impl<R> Publisher<R> {
@@ -80,8 +101,14 @@ impl<R> Publisher<R> {
             handed_swept: now,
             expiries: VecDeque::new(),
             deadlines: VecDeque::new(),
+            kept: VecDeque::new(),
             retries: BTreeSet::new(),
         }
+    }
+
+    /// How long a message is given to servers.
+    fn patience(&self) -> Duration {
+        self.times.send * 4 / 5
     }
 
     /// Messages that wait for a decision.
@@ -162,7 +189,10 @@ impl<R> Publisher<R> {
             actions.decided.push((reply, Outcome::Unreachable));
             return;
         }
-        let ticket = self.enqueue(now, Pending::new(now, id, receiver, payload, Some(reply)));
+        let until = now + self.patience();
+        let ticket = self.enqueue(Pending::new(now, until, id, receiver, payload, Some(reply)));
+        self.expiries.push_back((until, ticket));
+        self.deadlines.push_back((now + self.times.send, ticket));
         self.lanes.entry(receiver).or_default().tickets.push_back(ticket);
         self.pump(now, receiver, actions);
     }
@@ -180,12 +210,15 @@ impl<R> Publisher<R> {
             // Decided meanwhile, through another link: no need to send it here as well.
             let Some(pending) = self.pending.get_mut(&ticket) else { continue };
             pending.sent = true;
+            if pending.reply.is_none() {
+                pending.since = now;
+            }
             bytes += pending.payload.len();
             let handed =
                 self.handed.get(&pending.receiver).filter(|(_, at)| now.saturating_duration_since(*at) < ARRIVED);
             let after = pending.after.unwrap_or_else(|| handed.map_or(Uuid::nil(), |(id, _)| *id));
             pending.after = Some(after);
-            batch.push(Outgoing { receiver: pending.receiver, after, payload: pending.payload.clone() });
+            batch.push(pending.outgoing(after));
             slot.flight.push(ticket);
         }
         slot.flight_since = (!batch.is_empty()).then_some(now);
@@ -209,8 +242,8 @@ impl<R> Publisher<R> {
             pending.out &= !bit(link);
             if *receivers > 0 {
                 let after = pending.after.unwrap_or_default();
-                let message = Outgoing { receiver: pending.receiver, after, payload: pending.payload.clone() };
-                self.links[link].tail.push_back(Tail { at: now, id: pending.id, message });
+                let tail = Tail { at: now, id: pending.id, message: pending.outgoing(after) };
+                self.links[link].tail.push_back(tail);
                 if pending.reply.is_some() {
                     self.handed.insert(pending.receiver, (pending.id, now));
                 }
@@ -234,25 +267,16 @@ impl<R> Publisher<R> {
 
     /// Time has passed. Returns when to call again at the latest, if anything waits.
     pub fn tick(&mut self, now: Instant, actions: &mut Actions<R>) -> Option<Instant> {
-        while let Some(&(until, ticket)) = self.expiries.front() {
-            if let Some(pending) = self.pending.get(&ticket) {
-                if until > now {
-                    break;
-                }
-                if pending.out == 0 {
-                    self.decide(now, ticket, Outcome::Unreachable, actions);
-                }
-            }
-            self.expiries.pop_front();
-        }
-        while let Some(&(deadline, ticket)) = self.deadlines.front() {
-            if self.pending.contains_key(&ticket) {
-                if deadline > now {
-                    break;
-                }
+        while let Some(ticket) = due(&mut self.expiries, &self.pending, now) {
+            if self.pending.get(&ticket).is_some_and(|pending| pending.out == 0) {
                 self.decide(now, ticket, Outcome::Unreachable, actions);
             }
-            self.deadlines.pop_front();
+        }
+        while let Some(ticket) = due(&mut self.deadlines, &self.pending, now) {
+            self.decide(now, ticket, Outcome::Unreachable, actions);
+        }
+        while let Some(ticket) = due(&mut self.kept, &self.pending, now) {
+            self.decide(now, ticket, Outcome::Unreachable, actions);
         }
         for link in 0..MAX_LINKS {
             let slot = &self.links[link];
@@ -282,7 +306,8 @@ impl<R> Publisher<R> {
         let retry = self.retries.first().map(|(at, _)| *at);
         let flights = self.links.iter().filter(|slot| !slot.suspect).filter_map(|slot| slot.flight_since);
         let hedge = flights.min().map(|since| since + self.times.hedge);
-        [expiry, deadline, retry, hedge].into_iter().flatten().min()
+        let kept = self.kept.front().map(|(at, _)| *at);
+        [expiry, deadline, kept, retry, hedge].into_iter().flatten().min()
     }
 
     /// A server is silent: whatever it was given is sent to the others as well. Its answers still count.

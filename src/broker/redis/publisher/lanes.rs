@@ -12,19 +12,21 @@ use crate::outbox::Outcome;
 /// A link that was heard of this lately was alive after its last answer's turn: nothing of it is missing.
 const TAIL_USE: Duration = Duration::from_secs(3);
 
+/// What was answered and is sent again waits this long for a server that takes it. Its copies must come while
+/// receivers' nodes remember the first: this, [`TAIL_USE`], the time in which a hung server is noticed, and the
+/// age at which copies are refused are less than the registry's thirty seconds together.
+const KEEP: Duration = Duration::from_secs(20);
+
 /// Waiting time before nobody's receiver is looked for again.
 const RETRY_FIRST: Duration = Duration::from_millis(4);
 const RETRY_MOST: Duration = Duration::from_millis(32);
 
 impl<R> Publisher<R> {
     /// Keeps a message until it is decided; its place in its lane is the caller's to give.
-    pub(super) fn enqueue(&mut self, now: Instant, mut pending: Pending<R>) -> Ticket {
+    pub(super) fn enqueue(&mut self, pending: Pending<R>) -> Ticket {
         let ticket = self.next;
         self.next += 1;
         self.bytes += pending.payload.len();
-        pending.until = now + self.times.send * 4 / 5;
-        self.expiries.push_back((pending.until, ticket));
-        self.deadlines.push_back((now + self.times.send, ticket));
         self.pending.insert(ticket, pending);
         ticket
     }
@@ -37,9 +39,11 @@ impl<R> Publisher<R> {
             if now.saturating_duration_since(at) > TAIL_USE {
                 break;
             }
-            let Outgoing { receiver, after, payload } = message;
-            let again = Pending { after: Some(after), sent: true, ..Pending::new(now, id, receiver, payload, None) };
-            let ticket = self.enqueue(now, again);
+            let Outgoing { receiver, after, payload, .. } = message;
+            let until = now + KEEP;
+            let again = Pending::new(now, until, id, receiver, payload, None);
+            let ticket = self.enqueue(Pending { after: Some(after), sent: true, ..again });
+            self.kept.push_back((until, ticket));
             self.lanes.entry(receiver).or_default().tickets.push_front(ticket);
             receivers.insert(receiver);
         }
@@ -81,7 +85,10 @@ impl<R> Publisher<R> {
 
     /// No server that was asked knows the receiver.
     pub(super) fn counted_nobody(&mut self, now: Instant, ticket: Ticket, actions: &mut Actions<R>) {
-        let Some(pending) = self.pending.get(&ticket) else { return };
+        let patience = self.patience();
+        let Some(pending) = self.pending.get_mut(&ticket) else { return };
+        // What is sent again and has found a server no longer waits for one.
+        pending.until = pending.until.min(now + patience);
         let (receiver, zero, until) = (pending.receiver, pending.zero, pending.until);
         if pending.out & !self.suspect != 0 {
             return; // Another server has yet to answer.

@@ -67,6 +67,8 @@ pub struct Outgoing {
     pub receiver: Uuid,
     /// The message that was handed over to the same receiver last, if that was lately.
     pub after: Uuid,
+    /// Since when it is wanted: where it was answered already, since it is sent again.
+    pub since: Instant,
     /// The message itself.
     pub payload: Bytes,
 }
@@ -80,6 +82,8 @@ pub(super) struct Pending<R> {
     pub(super) after: Option<Uuid>,
     pub(super) receiver: Uuid,
     pub(super) payload: Bytes,
+    /// Since when it is wanted.
+    pub(super) since: Instant,
     /// It is not given to servers any more from here on.
     pub(super) until: Instant,
     /// Links on which it waits or is under way.
@@ -95,20 +99,33 @@ pub(super) struct Pending<R> {
 
 impl<R> Pending<R> {
     /// A message that nobody was given yet.
-    pub(super) fn new(now: Instant, id: Uuid, receiver: Uuid, payload: Bytes, reply: Option<R>) -> Self {
+    pub(super) fn new(
+        since: Instant,
+        until: Instant,
+        id: Uuid,
+        receiver: Uuid,
+        payload: Bytes,
+        reply: Option<R>,
+    ) -> Self {
         Self {
             reply,
             id,
             after: None,
             receiver,
             payload,
-            until: now,
+            since,
+            until,
             out: 0,
             zero: 0,
             sent: false,
             retry: None,
             retries: 0,
         }
+    }
+
+    /// What a server is given.
+    pub(super) fn outgoing(&self, after: Uuid) -> Outgoing {
+        Outgoing { receiver: self.receiver, after, since: self.since, payload: self.payload.clone() }
     }
 }
 

@@ -298,6 +298,35 @@ proptest! {
         prop_assert_eq!(world.decided.len(), world.submitted.len());
         world.check_acks();
     }
+
+    /// All servers may die, even at once, and stay away for longer than any deadline.
+    #[test]
+    fn what_was_acknowledged_outlives_all_servers(
+        steps in proptest::collection::vec(step(), 1..100),
+        outage in 0..4_000_u64,
+    ) {
+        let mut world = World::new([7; RECEIVERS]);
+        for step in &steps {
+            match step {
+                Step::Advance(_) => for _ in 0..3 { world.turn() },
+                step => world.apply(step),
+            }
+            world.check();
+        }
+        for server in 0..SERVERS {
+            world.apply(&Step::Lose(server));
+        }
+        for _ in 0..outage / 100 {
+            world.apply(&Step::Advance(100));
+        }
+        world.heal();
+        for _ in 0..100 {
+            world.turn();
+            world.check();
+        }
+        world.check_acks();
+        prop_assert_eq!(world.publisher.pending(), 0, "all is decided in the end");
+    }
 }
 
 #[test]
@@ -344,6 +373,21 @@ fn what_a_master_answered_as_it_died_arrives_all_the_same() {
         world.turn();
     }
     assert_eq!(world.received[0], [0, 1, 2]);
+}
+
+#[test]
+fn what_is_sent_again_for_somebody_who_left_does_not_hold_up_others_for_long() {
+    let mut world = World::new([0b001; RECEIVERS]);
+    world.heal();
+    world.apply(&Step::Advance(300));
+    for step in [Step::Submit(0), Step::Send(0), Step::Execute(0), Step::Answer(0), Step::Lose(0), Step::Submit(0)] {
+        world.apply(&step);
+    }
+    for _ in 0..500 {
+        world.turn();
+    }
+    assert_eq!(world.decided.get(&(0, 1)), Some(&Outcome::Unreachable));
+    assert_eq!(world.publisher.pending(), 0);
 }
 
 #[test]
