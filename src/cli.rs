@@ -67,6 +67,9 @@ pub struct ServeArgs {
     /// Address of its own for /metrics (and health); /metrics then leaves the public one
     #[arg(long, env = "TEXTO_ADMIN_LISTEN", value_name = "ADDR:PORT")]
     pub admin_listen: Option<String>,
+    /// Proxies whose X-Forwarded-For is believed, comma-separated addresses or networks
+    #[arg(long, env = "TEXTO_TRUSTED_PROXIES", default_value = "", value_name = "CIDR,…", hide_default_value = true)]
+    pub trusted_proxies: String,
     /// Name of this node in logs, health and metrics [default: host name and a random suffix]
     #[arg(long, env = "TEXTO_NODE_ID", value_name = "NAME")]
     pub node_id: Option<String>,
@@ -111,7 +114,7 @@ pub struct ServeArgs {
     )]
     pub heartbeat_timeout: String,
 
-    /// Every `send` is answered within this time
+    /// Every `send` is answered within this time, 20s at most
     #[arg(long, env = "TEXTO_SEND_TIMEOUT", default_value = "5s", value_name = "DURATION", help_heading = "Limits")]
     pub send_timeout: String,
     /// WebSockets at a time; more get 503 [default: the descriptor limit less a reserve]

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::cli::ServeArgs;
+use crate::client_address::TrustedProxies;
 use crate::secret::{Credentials, Secret};
 
 /// Descriptors that are not for clients: listeners, links to Redis and Sentinels, health requests.
@@ -19,6 +21,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address for metrics and health alone.
     pub admin_listen: Option<SocketAddr>,
+    /// Proxies that are believed about the address of their client.
+    pub trusted_proxies: TrustedProxies,
     /// This node's name.
     pub node_id: String,
     /// Who carries the messages.
@@ -208,7 +212,12 @@ impl Check<'_> {
             .as_deref()
             .filter(|text| !text.is_empty())
             .map(|text| self.parse("admin-listen", text, "an address such as 127.0.0.1:9398"));
-        let send_timeout = self.duration("send-timeout", &args.send_timeout, Duration::from_millis(10));
+        let trusted_proxies = TrustedProxies::parse(&args.trusted_proxies).unwrap_or_else(|part| {
+            self.invalid("trusted-proxies", &part, "addresses or networks such as 10.0.0.0/8, comma-separated");
+            TrustedProxies::default()
+        });
+        let (least, most) = (Duration::from_millis(10), Duration::from_secs(20));
+        let send_timeout = self.duration_within("send-timeout", &args.send_timeout, least..=most);
         let heartbeat_timeout = self.duration("heartbeat-timeout", &args.heartbeat_timeout, Duration::from_millis(20));
         let broker = self.broker(args, send_timeout, heartbeat_timeout);
         let limits = self.limits(args);
@@ -231,6 +240,7 @@ impl Check<'_> {
             Some(Config {
                 listen: listen?,
                 admin_listen: admin_listen.flatten(),
+                trusted_proxies,
                 node_id,
                 broker: broker?,
                 limits: limits?,
@@ -373,11 +383,15 @@ impl Check<'_> {
     }
 
     fn duration(&mut self, flag: &str, text: &str, least: Duration) -> Option<Duration> {
-        let most = Duration::from_secs(24 * 3600);
+        self.duration_within(flag, text, least..=Duration::from_secs(24 * 3600))
+    }
+
+    fn duration_within(&mut self, flag: &str, text: &str, bounds: RangeInclusive<Duration>) -> Option<Duration> {
         match humantime::parse_duration(text) {
-            Ok(duration) if duration >= least && duration <= most => Some(duration),
+            Ok(duration) if bounds.contains(&duration) => Some(duration),
             Ok(_) => {
-                self.invalid(flag, text, &format!("a duration from {least:?} to 24h"));
+                let (least, most) = (bounds.start(), humantime::format_duration(*bounds.end()));
+                self.invalid(flag, text, &format!("a duration from {least:?} to {most}"));
                 None
             }
             Err(_) => {

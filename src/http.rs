@@ -1,16 +1,18 @@
 //! Owns the paths: the WebSocket, health, metrics and the web client, as warp routes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, info};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response as WarpResponse;
 
+use crate::client_address::{Peer, TrustedProxies};
 use crate::health::Health;
 use crate::session::{self, Context};
 use crate::websocket::{self, Bounds, Socket};
@@ -47,6 +49,8 @@ pub struct App {
     pub seats: Arc<Semaphore>,
     /// Sessions run here; a drain waits for them.
     pub sessions: TaskTracker,
+    /// Who is believed about clients' addresses.
+    pub trusted_proxies: Arc<TrustedProxies>,
 }
 
 /// Everything for clients; metrics too unless they have an address of their own.
@@ -75,7 +79,11 @@ fn websocket(app: App) -> BoxedFilter<(WarpResponse,)> {
         .and(query())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<SocketPermit>())
-        .map(move |headers: HeaderMap, query: String, upgrade, permit| open(&app, &headers, &query, upgrade, permit))
+        .and(warp::ext::optional::<Peer>())
+        .map(move |headers: HeaderMap, query: String, upgrade, permit, peer: Option<Peer>| {
+            let address = peer.map(|peer| app.trusted_proxies.client(peer, &headers));
+            open(&app, &headers, &query, address, upgrade, permit)
+        })
         .boxed()
 }
 
@@ -84,6 +92,7 @@ fn open(
     app: &App,
     headers: &HeaderMap,
     query: &str,
+    address: Option<IpAddr>,
     upgrade: Option<OnUpgrade>,
     permit: Option<SocketPermit>,
 ) -> WarpResponse {
@@ -126,11 +135,16 @@ fn open(
         let _held = (seat, permit);
         match Box::pin(tokio::time::timeout(UPGRADE_LIMIT, Socket::upgrade(upgrade, bounds))).await {
             Ok(Ok(socket)) => {
+                debug!(?address, "session begins");
                 let end = session::run(socket, context, greet).await;
-                debug!(?end, "session ended");
+                if end == session::End::SlowReader {
+                    info!(?address, "a session was closed: its client did not read what it was sent");
+                } else {
+                    debug!(?address, ?end, "session ended");
+                }
             }
-            Ok(Err(error)) => debug!(%error, "the connection broke during the upgrade"),
-            Err(_) => debug!("the upgrade took too long"),
+            Ok(Err(error)) => debug!(?address, %error, "the connection broke during the upgrade"),
+            Err(_) => debug!(?address, "the upgrade took too long"),
         }
     });
     response.map(|()| WarpResponse::default().into_body())

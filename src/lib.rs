@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod secret;
 
+pub mod client_address;
 pub mod http;
 pub mod outbox;
 pub mod protocol;

@@ -52,6 +52,8 @@ pub struct Metrics {
     pub slow_readers: IntCounter,
     /// 1 for the master in use.
     pub master_info: IntGaugeVec,
+    /// 1 when there is a link to a server that is master for Sentinel and by its own word.
+    pub master_linked: IntGauge,
     /// Configuration epoch of the master in use.
     pub epoch: IntGauge,
     /// Changes of master seen.
@@ -151,6 +153,10 @@ impl Metrics {
             outbox_dropped: r.counter("texto_outbox_dropped_total", "Messages dropped with a slow reader.")?,
             slow_readers: r.counter("texto_slow_readers_closed_total", "Sessions closed for reading too slowly.")?,
             master_info: r.gauges("texto_redis_master_info", "1 for the Redis master in use.", &["address"])?,
+            master_linked: r.gauge(
+                "texto_redis_master_linked",
+                "1 with a link to the server that is master for Sentinel and by its own word.",
+            )?,
             epoch: r.gauge("texto_sentinel_epoch", "Configuration epoch of the master in use.")?,
             failovers: r.counter("texto_failovers_total", "Changes of the Redis master seen by this node.")?,
             sentinel_up: r.gauges("texto_sentinel_up", "1 for a Sentinel that answers.", &["address"])?,

@@ -16,7 +16,7 @@ const SHARDS: usize = 64;
 
 /// How long a message's id is remembered, at least, unless too many (16,384 in a shard) follow it sooner.
 /// Copies that are older are recognised by their age instead (see `broker::redis::envelope`).
-const DEDUPE_WINDOW: Duration = Duration::from_secs(30);
+pub const DEDUPE_WINDOW: Duration = Duration::from_secs(30);
 
 /// Ids that a shard remembers in each of two generations: 64 × 16,384 × 2 ids of 16 bytes at most.
 const REMEMBERED: usize = 16_384;

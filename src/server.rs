@@ -20,6 +20,7 @@ use warp::reply::Response as WarpResponse;
 use crate::broker::Broker;
 use crate::broker::embedded::Embedded;
 use crate::broker::redis::RedisBroker;
+use crate::client_address::Peer;
 use crate::config::{BrokerConfig, Config, TopologyConfig};
 use crate::drain::{self, Shutdown};
 use crate::health::Health;
@@ -82,7 +83,8 @@ pub async fn run(
 
     let context = Arc::new(Context { registry: registry.clone(), broker, metrics, limits });
     let sessions = TaskTracker::new();
-    let app = App { context, health: health.clone(), seats, sessions: sessions.clone() };
+    let trusted_proxies = Arc::new(config.trusted_proxies.clone());
+    let app = App { context, health: health.clone(), seats, sessions: sessions.clone(), trusted_proxies };
     announce(&config, &listener, admin.as_ref())?;
     let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));
     let acceptor = |routes, sockets| Acceptor {
@@ -173,8 +175,8 @@ impl Acceptor {
         loop {
             // Nobody is accepted that there is no descriptor for; they wait in the backlog.
             let Ok(permit) = self.sockets.clone().acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -185,6 +187,7 @@ impl Acceptor {
             let routes = TowerToHyperService::new(warp::service(self.routes.clone()));
             let service = service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(permit.clone());
+                request.extensions_mut().insert(Peer(peer));
                 routes.call(request)
             });
             let connection = http1::Builder::new()

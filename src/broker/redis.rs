@@ -17,12 +17,12 @@ use uuid::Uuid;
 
 use self::envelope::{Ages, Envelope};
 use self::link::Link;
-use self::publisher::{Actions, LinkId, MAX_LINKS, Outgoing, Publisher, Times};
+use self::publisher::{Actions, LinkId, MAX_LINKS, Outgoing, Publisher, TAIL_USE, Times};
 use super::{Broker, BrokerStatus, LinkState, Message};
 use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
-use crate::registry::Registry;
+use crate::registry::{DEDUPE_WINDOW, Registry};
 use crate::sentinel::{Topology, Watcher};
 
 /// A server that does not answer for this long is helped out by the others.
@@ -118,11 +118,15 @@ impl RedisBroker {
                 (watcher.topology(), Some(watcher))
             }
         };
+        // What is sent again must come while receivers' nodes remember the first copy; before that, it may have
+        // been answered a while ago, and be held by a server that hangs, and in sockets.
+        let spent = TAIL_USE + config.heartbeat_timeout + config.send_timeout;
         let times = Times {
             send: config.send_timeout,
             hedge: HEDGE,
             settle: SETTLE,
             unsettled: UNSETTLED,
+            keep: DEDUPE_WINDOW.saturating_sub(spent),
             max_bytes: MAX_PENDING_BYTES,
         };
         let shared = Arc::new(Shared {
@@ -235,6 +239,7 @@ impl Shared {
     /// Tells the publisher who is master and who ought to be there.
     fn roles_changed(&self) {
         let master = self.master_link().map(|link| link.id);
+        self.metrics.master_linked.set(i64::from(master.is_some()));
         let topology = self.topology.borrow().clone();
         let mut expected = Vec::new();
         for (address, held) in &*lock(&self.links) {

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::outbox::Outcome;
 
+pub(super) use lanes::TAIL_USE;
 pub use state::{Actions, LinkId, MAX_LINKS, Outgoing, Times};
 use state::{Lane, Link, Links, Pending, Tail, Ticket, bit};
 

@@ -10,12 +10,7 @@ use super::state::{Actions, LinkId, Outgoing, Pending, Tail, Ticket, bit};
 use crate::outbox::Outcome;
 
 /// A link that was heard of this lately was alive after its last answer's turn: nothing of it is missing.
-const TAIL_USE: Duration = Duration::from_secs(3);
-
-/// What was answered and is sent again waits this long for a server that takes it. Its copies must come while
-/// receivers' nodes remember the first: this, [`TAIL_USE`], the time in which a hung server is noticed, and the
-/// age at which copies are refused are less than the registry's thirty seconds together.
-const KEEP: Duration = Duration::from_secs(20);
+pub(in crate::broker::redis) const TAIL_USE: Duration = Duration::from_secs(3);
 
 /// Waiting time before nobody's receiver is looked for again.
 const RETRY_FIRST: Duration = Duration::from_millis(4);
@@ -40,7 +35,7 @@ impl<R> Publisher<R> {
                 break;
             }
             let Outgoing { receiver, after, payload, .. } = message;
-            let until = now + KEEP;
+            let until = now + self.times.keep;
             let again = Pending::new(now, until, id, receiver, payload, None);
             let ticket = self.enqueue(Pending { after: Some(after), sent: true, ..again });
             self.kept.push_back((until, ticket));

@@ -29,6 +29,8 @@ pub struct Times {
     pub settle: Duration,
     /// The same, while they are not: a server may be away for good.
     pub unsettled: Duration,
+    /// What was answered and is sent again waits this long for a server that takes it.
+    pub keep: Duration,
     /// Bytes that may wait; more are refused at once.
     pub max_bytes: usize,
 }

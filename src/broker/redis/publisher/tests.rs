@@ -22,6 +22,7 @@ const TIMES: Times = Times {
     hedge: Duration::from_millis(100),
     settle: Duration::from_millis(200),
     unsettled: Duration::from_millis(2000),
+    keep: Duration::from_secs(20),
     max_bytes: 1 << 20,
 };
 
