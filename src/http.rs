@@ -131,20 +131,21 @@ fn open(
     let greet = !query.split('&').any(|pair| pair.strip_prefix("nogreet=").is_some_and(|value| !value.is_empty()));
     let context = app.context.clone();
     // The tracker has the task before the 101 is sent, so that a drain can't miss the session.
+    let address = address.map(tracing::field::display);
     app.sessions.spawn(async move {
         let _held = (seat, permit);
         match Box::pin(tokio::time::timeout(UPGRADE_LIMIT, Socket::upgrade(upgrade, bounds))).await {
             Ok(Ok(socket)) => {
-                debug!(?address, "session begins");
+                debug!(address, "session begins");
                 let end = session::run(socket, context, greet).await;
                 if end == session::End::SlowReader {
-                    info!(?address, "a session was closed: its client did not read what it was sent");
+                    info!(address, "a session was closed: its client did not read what it was sent");
                 } else {
-                    debug!(?address, ?end, "session ended");
+                    debug!(address, ?end, "session ended");
                 }
             }
-            Ok(Err(error)) => debug!(?address, %error, "the connection broke during the upgrade"),
-            Err(_) => debug!(?address, "the upgrade took too long"),
+            Ok(Err(error)) => debug!(address, %error, "the connection broke during the upgrade"),
+            Err(_) => debug!(address, "the upgrade took too long"),
         }
     });
     response.map(|()| WarpResponse::default().into_body())
