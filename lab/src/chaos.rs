@@ -192,7 +192,7 @@ fn print_line(verdict: &Verdict) {
 
 fn print_table(verdicts: &[Verdict]) {
     println!(
-        "\n| scenario | sent | errors | acked, lost | twice | out of order | unanswered | silence, ms | allowed | |"
+        "\n| scenario | sent | errors | acked, lost | twice | out of order | unanswered | slowest answer, ms | silence, ms | allowed | |"
     );
     println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|");
     for Verdict { scenario, kept, silence_ms, limit_ms, report, .. } in verdicts {

@@ -99,13 +99,23 @@ impl<'a> Fault<'a> {
         Ok(())
     }
 
+    /// Cuts the first gateway off.
     async fn cut(&self, rules: &[network::Cut]) -> Result<()> {
+        self.cut_all(1, rules).await
+    }
+
+    /// Cuts the first so many gateways off, for five seconds.
+    async fn cut_all(&self, gateways: usize, rules: &[network::Cut]) -> Result<()> {
         let Some(network) = &self.stage.network else { return Ok(()) };
-        for rule in rules {
-            network.cut(0, rule)?;
+        for gateway in 0..gateways {
+            for rule in rules {
+                network.cut(gateway, rule)?;
+            }
         }
         self.wait(5.0).await;
-        network.mend(0)?;
+        for gateway in 0..gateways {
+            network.mend(gateway)?;
+        }
         self.wait(3.0).await;
         Ok(())
     }
@@ -167,6 +177,18 @@ pub const ALL: &[Scenario] = &[
                 fault.whole().await
             })
         }
+    ),
+    scenario!(
+        "unplug-master",
+        "all packets between the gateways and the master are dropped for 5 s; the Sentinels see nothing wrong",
+        HEARTBEAT.saturating_add(Duration::from_millis(100)),
+        |fault| {
+            Box::pin(async {
+                let gateways = fault.stage.gateways.len();
+                fault.cut_all(gateways, &[network::Cut::Both(fault.port(0))]).await
+            })
+        },
+        network: true
     ),
     scenario!(
         "cut-from-master",
