@@ -17,7 +17,7 @@ use crate::outbox::CloseOrder;
 use crate::registry::Registry;
 
 /// What a session gets to finish after it was told: its unanswered sends and its farewell.
-const LAST: Duration = Duration::from_secs(4);
+const LAST: Duration = Duration::from_secs(6);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The signals that end a gateway.

@@ -98,13 +98,12 @@ struct Waiting {
 }
 
 impl Inner {
-    /// Moves `delivery` to the end of the queue, and after it whatever waited for it.
+    /// Moves `delivery` to the end of the queue, and after it whatever waited for it, in the order of arrival.
     fn deliver(&mut self, delivery: Delivery) {
-        let mut next = Some(delivery);
-        while let Some(delivery) = next {
-            let follower = self.waiting.iter().position(|waiting| waiting.after == delivery.id);
+        let mut next = VecDeque::from([delivery]);
+        while let Some(delivery) = next.pop_front() {
+            next.extend(self.waiting.extract_if(.., |w| w.after == delivery.id).map(|waiting| waiting.delivery));
             self.deliveries.push_back(delivery);
-            next = follower.map(|at| self.waiting.remove(at).delivery);
         }
     }
 }
@@ -148,7 +147,8 @@ impl Outbox {
     /// `missing`, or waits itself.
     pub fn push(&self, now: Instant, delivery: Delivery, after: Uuid, missing: bool) -> Pushed {
         let mut inner = self.lock();
-        if inner.close.is_some() {
+        // Until it is drained, a session takes what comes: its sender has been told so.
+        if inner.close.is_some_and(|order| order != CloseOrder::Drain) {
             return Pushed::Refused;
         }
         let bytes = inner.bytes.saturating_add(delivery.text.len());
@@ -212,7 +212,7 @@ impl Outbox {
         let answers = inner.answers.drain(..).collect();
         let rest = !inner.deliveries.is_empty();
         let immediate = matches!(inner.close, Some(CloseOrder::SlowReader | CloseOrder::Stop));
-        let close = inner.close.filter(|_| immediate || !rest);
+        let close = inner.close.filter(|_| immediate || !rest && inner.waiting.is_empty());
         let subscribed = inner.subscribed;
         drop(inner);
         if rest {
@@ -240,6 +240,11 @@ impl Outbox {
         inner.deliveries.shrink_to_fit();
         inner.waiting.shrink_to_fit();
         inner.answers.shrink_to_fit();
+    }
+
+    /// Wakes the session once more: there may be something to write.
+    pub fn nudge(&self) {
+        self.wake.notify_one();
     }
 
     /// Waits until something was put in. Cancel safe: a wake-up that was not consumed stays.

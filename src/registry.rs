@@ -229,6 +229,10 @@ mod tests {
         assert!(out(now).is_empty(), "the predecessor waits for its own");
         put(1, 0);
         assert_eq!(out(now), [1, 2, 3, 4]);
+        put(9, 10);
+        put(11, 10);
+        put(10, 0);
+        assert_eq!(out(now), [10, 9, 11], "two were under way together, behind the same one");
         put(7, 6);
         put(8, 7);
         assert!(out(now).is_empty());

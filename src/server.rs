@@ -34,7 +34,7 @@ const OTHER_SOCKETS: usize = 128;
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 16 * 1024;
 /// How long the last sessions and tasks may take once they are told to end.
-const LAST: Duration = Duration::from_secs(3);
+const LAST: Duration = Duration::from_secs(2);
 /// Pause after a failed accept, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

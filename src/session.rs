@@ -16,8 +16,8 @@ use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
 
 /// How long the greeting waits for the subscription: whoever gets to know the id can use it at once.
 const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a draining session waits for answers that are due.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a draining session waits for answers that are due: as long as they take by default.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a session rests before it gives memory back.
 const COMPACT_AFTER: Duration = Duration::from_secs(1);
 /// Messages that are written at a time, before the client is listened to again.
@@ -45,8 +45,8 @@ pub enum End {
     Closed,
     /// The connection broke.
     Broken,
-    /// The client broke RFC 6455 or the frame limit.
-    Violation,
+    /// The client broke RFC 6455 or the frame limit: the close code, and the reason.
+    Violation(u16, &'static str),
     /// Nothing came back to a ping.
     Silent,
     /// The client took its bytes too slowly.
@@ -62,7 +62,7 @@ impl End {
         match self {
             Self::Closed => "closed",
             Self::Broken => "broken",
-            Self::Violation => "violation",
+            Self::Violation(..) => "violation",
             Self::Silent => "silent",
             Self::SlowReader => "slow_reader",
             Self::Drained => "drained",
@@ -100,7 +100,8 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         metrics.outbox_dropped.inc_by(session.outbox.discard() as u64);
     }
     let farewell = match end {
-        End::Closed | End::Broken | End::Violation => None,
+        End::Closed | End::Broken => None,
+        End::Violation(code, reason) => Some((code, reason)),
         End::Silent => Some((1001, "no answer to a ping")),
         End::SlowReader => Some((1013, "messages were not read fast enough")),
         End::Drained => Some((1012, "this node is draining: connect again")),
@@ -217,12 +218,7 @@ impl Session {
                 Incoming::Alive => {}
                 Incoming::Closed => return Some(End::Closed),
                 Incoming::Broken => return Some(End::Broken),
-                Incoming::Violation(code, reason) => {
-                    if let Some(socket) = self.socket.take() {
-                        Box::pin(socket.close(code, reason)).await;
-                    }
-                    return Some(End::Violation);
-                }
+                Incoming::Violation(code, reason) => return Some(End::Violation(code, reason)),
             }
             if read == READS_A_WAKE {
                 break;
@@ -331,13 +327,14 @@ impl Session {
             }
             socket.flush().await
         };
+        let mut woken = false;
         let must_end = async {
-            // Wake-ups that are used up here are no loss: the outbox is looked at after every write.
             while !outbox.must_end() {
                 outbox.changed().await;
+                woken = true;
             }
         };
-        tokio::select! {
+        let written = tokio::select! {
             biased;
             result = timeout(self.context.limits.write_timeout, write) => match result {
                 Ok(result) => result,
@@ -347,7 +344,11 @@ impl Session {
                 }
             },
             () = must_end => Err(WriteError),
+        };
+        if woken {
+            outbox.nudge(); // The wake-ups that were used up here were about what is to be written next.
         }
+        written
     }
 
     /// What a failed write means: an order to end, or a broken connection.

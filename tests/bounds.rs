@@ -105,6 +105,26 @@ async fn a_reader_that_stops_is_closed_with_1013_and_disturbs_nobody() {
     assert!(matches!(code, 1013 | 1006), "{code}");
 }
 
+/// While a write waits for the client, more arrives for it: that must not wait for the next ping.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_pauses_gets_the_rest_without_another_word() {
+    let room = ["--outbox-messages", "100000", "--outbox-bytes", "1000000000"];
+    let patience = ["--ping-interval", "1h", "--write-timeout", "1h"];
+    let gateway = gateway(&[room, patience].concat()).await;
+    let mut reader = Client::connect(gateway.address).await.unwrap();
+    let mut writer = Client::connect(gateway.address).await.unwrap();
+    let text = "x".repeat(16_000);
+    // More than the kernel's buffers hold.
+    const COUNT: usize = 1_000;
+    for _ in 0..COUNT {
+        assert_eq!(writer.send(reader.id, &text).await.unwrap(), Answer::Ack);
+    }
+    for number in 0..COUNT {
+        let next = tokio::time::timeout(LIMIT, reader.receive()).await;
+        assert_eq!(next.unwrap_or_else(|_| panic!("nothing after {number}")).unwrap().1, text);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_that_goes_on_reading_is_told_1013() {
     let gateway = gateway(&["--outbox-messages", "2"]).await;

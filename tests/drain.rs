@@ -82,12 +82,14 @@ async fn a_node_drains_in_time_while_redis_hangs() {
         clients.push(Client::connect(gateway.address).await.unwrap());
     }
     redis.freeze();
+    let mut requests = Vec::new();
     for client in &mut clients {
-        client.post(client.id, "nobody will know").await.unwrap();
+        requests.push(client.post(client.id, "nobody will know").await.unwrap());
     }
     gateway.signal(Signal::SIGTERM);
     let began = Instant::now();
-    for mut client in clients {
+    for (mut client, request) in clients.into_iter().zip(requests) {
+        assert_eq!(client.answer(request).await.unwrap(), Answer::Error("EBROKER".to_owned()), "no answer is owed");
         assert_eq!(client.closed(LIMIT).await.unwrap(), 1012);
     }
     assert_eq!(gateway.wait_exit(LIMIT).await.unwrap().code(), Some(0));

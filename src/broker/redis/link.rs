@@ -292,6 +292,8 @@ impl Attempt<'_> {
                 let reply = timeout(limit, reader.next()).await.map_err(|_| ConnectionError::Silent(limit))??;
                 let role = connection::role(&reply)?;
                 heartbeat.observe(began.elapsed().as_secs_f64());
+                // It lives: what was kept from it while it was silent may go to it again.
+                shared.answered(link.id, &[]);
                 if link.set_role(role) {
                     shared.roles_changed();
                 }

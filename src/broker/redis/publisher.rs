@@ -24,7 +24,7 @@ use crate::outbox::Outcome;
 
 pub(super) use lanes::TAIL_USE;
 pub use state::{Actions, LinkId, MAX_LINKS, Outgoing, Times};
-use state::{Lane, Link, Links, Pending, Tail, Ticket, bit};
+use state::{Duty, Handed, Lane, Link, Links, Pending, Tail, Ticket, bit};
 
 /// Messages in one batch, and about how many bytes.
 const BATCH_MESSAGES: usize = 512;
@@ -53,13 +53,13 @@ pub struct Publisher<R> {
     bytes: usize,
     pending: HashMap<Ticket, Pending<R>>,
     lanes: HashMap<Uuid, Lane>,
-    /// What each receiver was handed last, and since when that is so.
-    handed: HashMap<Uuid, (Uuid, Instant)>,
+    /// What each receiver was handed last, if that was lately.
+    handed: HashMap<Uuid, Handed>,
     handed_swept: Instant,
     expiries: VecDeque<(Instant, Ticket)>,
     deadlines: VecDeque<(Instant, Ticket)>,
     /// When that which is only sent again is given up.
-    kept: VecDeque<(Instant, Ticket)>,
+    kept: BTreeSet<(Instant, Ticket)>,
     retries: BTreeSet<(Instant, Ticket)>,
 }
 
@@ -102,7 +102,7 @@ impl<R> Publisher<R> {
             handed_swept: now,
             expiries: VecDeque::new(),
             deadlines: VecDeque::new(),
-            kept: VecDeque::new(),
+            kept: BTreeSet::new(),
             retries: BTreeSet::new(),
         }
     }
@@ -119,7 +119,7 @@ impl<R> Publisher<R> {
 
     /// Whether something happened so lately that a receiver counted nowhere may just be moving.
     pub fn in_motion(&self, now: Instant) -> bool {
-        let whole = self.expected & !self.synced == 0 && self.master_link().is_some() && self.suspect == 0;
+        let whole = self.expected & !self.synced == 0 && self.master_link().is_some();
         let wait = if whole { self.times.settle } else { self.times.unsettled };
         now.saturating_duration_since(self.disturbed) < wait
     }
@@ -191,7 +191,8 @@ impl<R> Publisher<R> {
             return;
         }
         let until = now + self.patience();
-        let ticket = self.enqueue(Pending::new(now, until, id, receiver, payload, Some(reply)));
+        let order = self.next;
+        let ticket = self.enqueue(Pending::new(now, until, id, receiver, payload, order, Duty::Answer(reply)));
         self.expiries.push_back((until, ticket));
         self.deadlines.push_back((now + self.times.send, ticket));
         self.lanes.entry(receiver).or_default().tickets.push_back(ticket);
@@ -201,6 +202,7 @@ impl<R> Publisher<R> {
     /// What `link` should send now; nothing while an earlier batch of it is unanswered.
     pub fn next_batch(&mut self, now: Instant, link: LinkId) -> Vec<Outgoing> {
         let mut batch = Vec::new();
+        let mut expired = Vec::new();
         let mut bytes = 0;
         let slot = &mut self.links[link];
         if !slot.flight.is_empty() || !slot.up {
@@ -208,47 +210,62 @@ impl<R> Publisher<R> {
         }
         while batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
             let Some(ticket) = slot.ready.pop_front() else { break };
-            // Decided meanwhile, through another link: no need to send it here as well.
+            // Decided meanwhile, and not for this link to carry.
             let Some(pending) = self.pending.get_mut(&ticket) else { continue };
+            if now >= pending.until {
+                expired.push(ticket);
+                continue;
+            }
             pending.sent = true;
-            if pending.reply.is_none() {
-                pending.since = now;
+            match pending.duty {
+                // Nothing is between the two: what was handed since is later than this one, or its predecessor.
+                Duty::Answer(_) => {
+                    let lately = |handed: &&Handed| {
+                        handed.order < pending.order && now.saturating_duration_since(handed.at) < ARRIVED
+                    };
+                    let handed = self.handed.get(&pending.receiver).filter(lately);
+                    pending.after = Some(handed.map_or(pending.after.unwrap_or_default(), |handed| handed.id));
+                }
+                Duty::Again(_) => pending.since = now,
+                Duty::Copy(_) => {}
             }
             bytes += pending.payload.len();
-            let handed =
-                self.handed.get(&pending.receiver).filter(|(_, at)| now.saturating_duration_since(*at) < ARRIVED);
-            let after = pending.after.unwrap_or_else(|| handed.map_or(Uuid::nil(), |(id, _)| *id));
-            pending.after = Some(after);
-            batch.push(pending.outgoing(after));
+            batch.push(pending.outgoing());
             slot.flight.push(ticket);
         }
-        slot.flight_since = (!batch.is_empty()).then_some(now);
+        slot.busy_since = (!batch.is_empty()).then_some(now);
+        for ticket in expired {
+            if let Some(receiver) = self.withdraw(link, ticket) {
+                self.hold(receiver);
+                self.expiries.push_front((now, ticket)); // The next tick decides.
+            }
+        }
         batch
     }
 
     /// `link` has answered its batch, or the beginning of it: the number of receivers for each message,
-    /// in order. What is left unanswered stays under way until the link is lost.
+    /// in order; or something else, and there are none. What is left unanswered stays under way until
+    /// the link is lost.
     pub fn answered(&mut self, now: Instant, link: LinkId, receivers: &[u64], actions: &mut Actions<R>) {
         let slot = &mut self.links[link];
         let mut flight = std::mem::take(&mut slot.flight);
         slot.flight = flight.split_off(receivers.len().min(flight.len()));
-        slot.flight_since = None;
+        if let Some(since) = slot.busy_since.filter(|_| !flight.is_empty()) {
+            slot.trip = now.saturating_duration_since(since).max(slot.trip * 7 / 8);
+        }
+        slot.busy_since = slot.is_busy().then_some(now);
         if std::mem::take(&mut slot.suspect) {
             self.suspect &= !bit(link);
-            self.disturb(now);
+            self.disturb_by(now, link);
         }
         let mut nobody = Vec::new();
         for (ticket, receivers) in flight.iter().zip(receivers) {
             let Some(pending) = self.pending.get_mut(ticket) else { continue };
             pending.out &= !bit(link);
             if *receivers > 0 {
-                let after = pending.after.unwrap_or_default();
-                let tail = Tail { at: now, id: pending.id, message: pending.outgoing(after) };
-                self.links[link].tail.push_back(tail);
-                if pending.reply.is_some() {
-                    self.handed.insert(pending.receiver, (pending.id, now));
-                }
-                self.decide(now, *ticket, Outcome::Handed, actions);
+                self.counted(now, link, *ticket, actions);
+            } else if pending.is_copy() {
+                self.withdraw(link, *ticket);
             } else {
                 pending.zero |= bit(link);
                 nobody.push(*ticket);
@@ -257,13 +274,33 @@ impl<R> Publisher<R> {
         for ticket in nobody {
             self.counted_nobody(now, ticket, actions);
         }
-        let tail = &mut self.links[link].tail;
-        while tail.front().is_some_and(|old| now.saturating_duration_since(old.at) > TAIL) {
-            tail.pop_front();
+        if !receivers.is_empty() {
+            let tail = &mut self.links[link].tail;
+            while tail.front().is_some_and(|old| now.saturating_duration_since(old.at) > TAIL) {
+                tail.pop_front();
+            }
         }
         if !self.links[link].ready.is_empty() {
             actions.wake |= bit(link);
         }
+    }
+
+    /// A server knows the receiver of a message: it is handed over.
+    fn counted(&mut self, now: Instant, link: LinkId, ticket: Ticket, actions: &mut Actions<R>) {
+        let Some(pending) = self.pending.get(&ticket) else { return };
+        let (id, order) = (pending.id, pending.order);
+        let again = matches!(pending.duty, Duty::Again(_));
+        let first = pending.duty.answered().unwrap_or(now);
+        self.links[link].tail.push_back(Tail { at: now, first, again, order, id, message: pending.outgoing() });
+        if pending.is_copy() {
+            self.withdraw(link, ticket);
+            return;
+        }
+        let handed = self.handed.entry(pending.receiver).or_insert(Handed { id, order, at: now });
+        if handed.order <= order {
+            *handed = Handed { id, order, at: now };
+        }
+        self.decide(now, ticket, Outcome::Handed, actions);
     }
 
     /// Time has passed. Returns when to call again at the latest, if anything waits.
@@ -276,13 +313,18 @@ impl<R> Publisher<R> {
         while let Some(ticket) = due(&mut self.deadlines, &self.pending, now) {
             self.decide(now, ticket, Outcome::Unreachable, actions);
         }
-        while let Some(ticket) = due(&mut self.kept, &self.pending, now) {
-            self.decide(now, ticket, Outcome::Unreachable, actions);
+        while let Some(&(at, ticket)) = self.kept.first() {
+            let waits = self.pending.contains_key(&ticket);
+            if waits && at > now {
+                break;
+            }
+            self.kept.pop_first();
+            if waits {
+                self.decide(now, ticket, Outcome::Unreachable, actions);
+            }
         }
         for link in 0..MAX_LINKS {
-            let slot = &self.links[link];
-            let slow = slot.flight_since.is_some_and(|since| now.saturating_duration_since(since) >= self.times.hedge);
-            if slow && !slot.suspect {
+            if self.suspicious_at(&self.links[link]).is_some_and(|at| now >= at) {
                 self.suspect_link(now, link, actions);
             }
         }
@@ -300,37 +342,54 @@ impl<R> Publisher<R> {
         }
         if now.saturating_duration_since(self.handed_swept) > ARRIVED {
             self.handed_swept = now;
-            self.handed.retain(|_, (_, at)| now.saturating_duration_since(*at) < ARRIVED);
+            self.handed.retain(|_, handed| now.saturating_duration_since(handed.at) < ARRIVED);
         }
         let expiry = self.expiries.front().map(|(at, _)| *at);
         let deadline = self.deadlines.front().map(|(at, _)| *at);
         let retry = self.retries.first().map(|(at, _)| *at);
-        let flights = self.links.iter().filter(|slot| !slot.suspect).filter_map(|slot| slot.flight_since);
-        let hedge = flights.min().map(|since| since + self.times.hedge);
-        let kept = self.kept.front().map(|(at, _)| *at);
+        let hedge = self.links.iter().filter_map(|slot| self.suspicious_at(slot)).min();
+        let kept = self.kept.first().map(|(at, _)| *at);
         [expiry, deadline, kept, retry, hedge].into_iter().flatten().min()
+    }
+
+    /// When a server that owes something has been silent for so long that the others help it out: longer
+    /// than it takes of late, where it is far away.
+    fn suspicious_at(&self, slot: &Link) -> Option<Instant> {
+        let since = slot.busy_since.filter(|_| slot.is_busy() && !slot.suspect)?;
+        Some(since + self.times.hedge.max((slot.trip * 3).min(self.times.send / 4)))
     }
 
     /// A server is silent: whatever it was given is sent to the others as well. Its answers still count.
     fn suspect_link(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
         self.links[link].suspect = true;
         self.suspect |= bit(link);
-        self.disturb(now);
-        let waiting = std::mem::take(&mut self.links[link].ready);
+        self.disturb_by(now, link);
         let flight = self.links[link].flight.clone();
-        for ticket in &waiting {
-            if let Some(pending) = self.pending.get_mut(ticket) {
-                pending.out &= !bit(link);
-            }
+        let waiting = std::mem::take(&mut self.links[link].ready);
+        let mut receivers: BTreeSet<Uuid> = BTreeSet::new();
+        for ticket in waiting {
+            receivers.extend(self.withdraw(link, ticket));
         }
-        let tail = std::mem::take(&mut self.links[link].tail);
-        let again = self.resurrect(now, tail);
-        let tickets = flight.iter().chain(&waiting);
-        let mut receivers: BTreeSet<Uuid> = tickets.filter_map(|t| Some(self.pending.get(t)?.receiver)).collect();
-        receivers.extend(again);
+        let in_lane = |pending: &&Pending<R>| !pending.is_copy();
+        receivers.extend(flight.iter().filter_map(|t| self.pending.get(t)).filter(in_lane).map(|p| p.receiver));
+        // What it answered is sent again where another server can take it, and once: should the others be
+        // slow as well, they would hand it to one another for ever.
+        if self.up & !self.suspect != 0 {
+            let (again, fresh): (VecDeque<_>, VecDeque<_>) =
+                std::mem::take(&mut self.links[link].tail).into_iter().partition(|tail| tail.again);
+            self.links[link].tail = again;
+            receivers.extend(self.resurrect(now, fresh));
+        }
         for receiver in receivers {
             self.hold(receiver);
             self.pump(now, receiver, actions);
+        }
+    }
+
+    /// Only the master's silence is a disturbance: in calm nothing depends on the others.
+    fn disturb_by(&mut self, now: Instant, link: LinkId) {
+        if self.master == Some(link) {
+            self.disturb(now);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Owns the lanes: what of each receiver's messages may be under way, where, and what comes of it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::Publisher;
-use super::state::{Actions, LinkId, Outgoing, Pending, Tail, Ticket, bit};
+use super::state::{Actions, Duty, LinkId, Outgoing, Pending, Tail, Ticket, bit};
 use crate::outbox::Outcome;
 
 /// A link that was heard of this lately was alive after its last answer's turn: nothing of it is missing.
@@ -26,24 +26,33 @@ impl<R> Publisher<R> {
         ticket
     }
 
-    /// Puts what a link answered last in front of its lanes once more: it may have reached nobody.
-    pub(super) fn resurrect(&mut self, now: Instant, tail: VecDeque<Tail>) -> BTreeSet<Uuid> {
+    /// Takes what a link answered last into its lanes once more, each in its old place: it may have reached
+    /// nobody. Not for ever: receivers' nodes recognise a copy for a while only.
+    pub(super) fn resurrect(&mut self, now: Instant, tail: impl IntoIterator<Item = Tail>) -> BTreeSet<Uuid> {
         let mut receivers = BTreeSet::new();
-        // From the latest to the earliest, each before those that are there already.
-        for Tail { at, id, message } in tail.into_iter().rev() {
-            if now.saturating_duration_since(at) > TAIL_USE {
-                break;
-            }
+        let lately =
+            |tail: &Tail| now.saturating_duration_since(tail.at) <= TAIL_USE && now < tail.first + self.times.keep;
+        let messages: BTreeMap<Ticket, Tail> = tail.into_iter().filter(lately).map(|tail| (tail.order, tail)).collect();
+        // Those that were under way together did not name each other; now they are.
+        let mut last = HashMap::new();
+        for (order, Tail { first, id, message, .. }) in messages {
             let Outgoing { receiver, after, payload, .. } = message;
-            let until = now + self.times.keep;
-            let again = Pending::new(now, until, id, receiver, payload, None);
+            let after = last.insert(receiver, id).unwrap_or(after);
+            let lane = self.lanes.entry(receiver).or_default();
+            let orders = |ticket: &Ticket| self.pending.get(ticket).map(|pending| pending.order);
+            let place = lane.tickets.partition_point(|ticket| orders(ticket) < Some(order));
+            if lane.tickets.get(place).and_then(orders) == Some(order) {
+                continue; // It is being sent again already.
+            }
+            let until = first + self.times.keep;
+            let again = Pending::new(now, until, id, receiver, payload, order, Duty::Again(first));
             let ticket = self.enqueue(Pending { after: Some(after), sent: true, ..again });
-            self.kept.push_back((until, ticket));
-            self.lanes.entry(receiver).or_default().tickets.push_front(ticket);
+            self.kept.insert((until, ticket));
+            self.lanes.entry(receiver).or_default().tickets.insert(place, ticket);
             receivers.insert(receiver);
         }
         for receiver in &receivers {
-            self.hold(*receiver);
+            self.take_back(*receiver);
         }
         receivers
     }
@@ -52,10 +61,7 @@ impl<R> Publisher<R> {
     pub(super) fn release(&mut self, now: Instant, link: LinkId, tickets: &[Ticket], actions: &mut Actions<R>) {
         let mut receivers = BTreeSet::new();
         for ticket in tickets {
-            if let Some(pending) = self.pending.get_mut(ticket) {
-                pending.out &= !bit(link);
-                receivers.insert(pending.receiver);
-            }
+            receivers.extend(self.withdraw(link, *ticket));
         }
         for receiver in receivers {
             self.hold(receiver);
@@ -63,18 +69,40 @@ impl<R> Publisher<R> {
         }
     }
 
-    /// The head of a lane is in trouble: what waits behind it on some link, unsent, is taken back.
+    /// `link` does not have this one any more. Returns its receiver if it stands in a lane.
+    pub(super) fn withdraw(&mut self, link: LinkId, ticket: Ticket) -> Option<Uuid> {
+        let pending = self.pending.get_mut(&ticket)?;
+        pending.out &= !bit(link);
+        if !pending.is_copy() {
+            return Some(pending.receiver);
+        }
+        if pending.out == 0 {
+            self.forget(ticket);
+        }
+        None
+    }
+
+    /// The head of a lane is in trouble: the others are to wait behind it.
     pub(super) fn hold(&mut self, receiver: Uuid) {
+        if self.lanes.get(&receiver).is_some_and(|lane| !lane.held) {
+            self.take_back(receiver);
+        }
+    }
+
+    /// Holds a lane; what waits on some link behind its head, unsent, is taken back.
+    fn take_back(&mut self, receiver: Uuid) {
         let Some(lane) = self.lanes.get_mut(&receiver) else { return };
-        lane.held = true;
-        for ticket in lane.tickets.iter().skip(1) {
-            let Some(pending) = self.pending.get_mut(ticket) else { continue };
-            for (link, slot) in self.links.iter_mut().enumerate() {
-                if pending.out & bit(link) != 0 && !slot.flight.contains(ticket) {
-                    slot.ready.retain(|waiting| waiting != ticket);
-                    pending.out &= !bit(link);
-                }
-            }
+        (lane.held, lane.given) = (true, 0);
+        let rest: HashSet<Ticket> = lane.tickets.iter().skip(1).copied().collect();
+        if rest.is_empty() {
+            return;
+        }
+        for (link, slot) in self.links.iter_mut().enumerate() {
+            slot.ready.retain(|ticket| {
+                let Some(pending) = self.pending.get_mut(ticket).filter(|_| rest.contains(ticket)) else { return true };
+                pending.out &= !bit(link);
+                false
+            });
         }
     }
 
@@ -142,19 +170,22 @@ impl<R> Publisher<R> {
     /// Gives a lane's messages to links, as far as they may go now.
     pub(super) fn pump(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) {
         while let Some(expired) = self.pump_until_expired(now, receiver, actions) {
-            self.settle(expired, Outcome::Unreachable, actions);
+            self.settle(now, expired, Outcome::Unreachable, actions);
         }
     }
 
     /// The same, up to a message whose time is over: that one is returned.
     fn pump_until_expired(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) -> Option<Ticket> {
         let moving = self.in_motion(now);
-        let lane = self.lanes.get(&receiver)?;
+        let lane = self.lanes.get_mut(&receiver)?;
         let window = if moving || lane.held { 1 } else { lane.tickets.len() };
         let trusted = self.up & !self.suspect;
         let usable = if trusted != 0 { trusted } else { self.up };
-        for ticket in lane.tickets.iter().take(window) {
+        for (at, ticket) in lane.tickets.iter().enumerate().take(window).skip(lane.given) {
             let Some(pending) = self.pending.get_mut(ticket) else { continue };
+            if pending.out != 0 && at == lane.given && !lane.held {
+                lane.given = at + 1;
+            }
             if pending.out & trusted != 0 || pending.retry.is_some() {
                 continue; // It is under way, or waits for its time.
             }
@@ -175,8 +206,14 @@ impl<R> Publisher<R> {
                 actions.resent += 1;
             }
             pending.out |= targets;
+            if at == lane.given && !lane.held {
+                lane.given = at + 1;
+            }
             for (link, slot) in self.links.iter_mut().enumerate() {
                 if targets & bit(link) != 0 {
+                    if !slot.is_busy() {
+                        slot.busy_since = Some(now);
+                    }
                     slot.ready.push_back(*ticket);
                 }
             }
@@ -187,34 +224,48 @@ impl<R> Publisher<R> {
 
     /// Answers a message, and lets its lane go on.
     pub(super) fn decide(&mut self, now: Instant, ticket: Ticket, outcome: Outcome, actions: &mut Actions<R>) {
-        if let Some(receiver) = self.settle(ticket, outcome, actions) {
+        if let Some(receiver) = self.settle(now, ticket, outcome, actions) {
             self.pump(now, receiver, actions);
         }
     }
 
-    /// Answers a message and forgets it. Returns its receiver, if others wait for the same.
-    fn settle(&mut self, ticket: Ticket, outcome: Outcome, actions: &mut Actions<R>) -> Option<Uuid> {
-        let pending = self.pending.remove(&ticket)?;
-        self.bytes -= pending.payload.len();
-        if let Some(at) = pending.retry {
+    /// Answers a message and takes it out of its lane. Returns its receiver, if others wait for the same.
+    fn settle(&mut self, now: Instant, ticket: Ticket, outcome: Outcome, actions: &mut Actions<R>) -> Option<Uuid> {
+        let pending = self.pending.get_mut(&ticket)?;
+        let receiver = pending.receiver;
+        if let Some(at) = pending.retry.take() {
             self.retries.remove(&(at, ticket));
         }
-        if let Some(reply) = pending.reply {
+        let first = pending.duty.answered().unwrap_or(now);
+        if let Duty::Answer(reply) = std::mem::replace(&mut pending.duty, Duty::Copy(first)) {
             actions.decided.push((reply, outcome));
         }
-        let lane = self.lanes.get_mut(&pending.receiver)?;
+        if outcome != Outcome::Handed || pending.out == 0 {
+            self.forget(ticket);
+        }
+        let lane = self.lanes.get_mut(&receiver)?;
         match lane.tickets.iter().position(|other| *other == ticket) {
             Some(0) => {
                 lane.tickets.pop_front();
+                lane.given = if lane.held { 0 } else { lane.given.saturating_sub(1) };
                 lane.held = false;
             }
-            Some(at) => drop(lane.tickets.remove(at)),
+            Some(at) => {
+                lane.tickets.remove(at);
+                lane.given -= usize::from(at < lane.given);
+            }
             None => {}
         }
         if lane.tickets.is_empty() {
-            self.lanes.remove(&pending.receiver);
+            self.lanes.remove(&receiver);
             return None;
         }
-        Some(pending.receiver)
+        Some(receiver)
+    }
+
+    pub(super) fn forget(&mut self, ticket: Ticket) {
+        if let Some(pending) = self.pending.remove(&ticket) {
+            self.bytes -= pending.payload.len();
+        }
     }
 }

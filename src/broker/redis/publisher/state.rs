@@ -75,12 +75,36 @@ pub struct Outgoing {
     pub payload: Bytes,
 }
 
+/// Why a message is here still.
+#[derive(Debug)]
+pub(super) enum Duty<R> {
+    /// Its sender waits for the answer.
+    Answer(R),
+    /// It was answered, first at this time, by a server that may have died with the copies: to be sure, it
+    /// goes the whole way once more.
+    Again(Instant),
+    /// It was answered, first at this time; links that were given it before carry it as well, since the count
+    /// of receivers that decided may have been of connections that are dead.
+    Copy(Instant),
+}
+
+impl<R> Duty<R> {
+    /// When it was answered first.
+    pub(super) fn answered(&self) -> Option<Instant> {
+        match self {
+            Self::Answer(_) => None,
+            Self::Again(first) | Self::Copy(first) => Some(*first),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Pending<R> {
-    /// None: it was answered already, and is sent again to be sure.
-    pub(super) reply: Option<R>,
+    pub(super) duty: Duty<R>,
     pub(super) id: Uuid,
-    /// Its predecessor, if that was settled when it was sent first.
+    /// Its place among all messages of this node, the same when it is sent again.
+    pub(super) order: Ticket,
+    /// Its predecessor, if that was settled when it was sent last.
     pub(super) after: Option<Uuid>,
     pub(super) receiver: Uuid,
     pub(super) payload: Bytes,
@@ -107,11 +131,13 @@ impl<R> Pending<R> {
         id: Uuid,
         receiver: Uuid,
         payload: Bytes,
-        reply: Option<R>,
+        order: Ticket,
+        duty: Duty<R>,
     ) -> Self {
         Self {
-            reply,
+            duty,
             id,
+            order,
             after: None,
             receiver,
             payload,
@@ -126,16 +152,24 @@ impl<R> Pending<R> {
     }
 
     /// What a server is given.
-    pub(super) fn outgoing(&self, after: Uuid) -> Outgoing {
+    pub(super) fn outgoing(&self) -> Outgoing {
+        let after = self.after.unwrap_or_default();
         Outgoing { receiver: self.receiver, after, since: self.since, payload: self.payload.clone() }
+    }
+
+    pub(super) fn is_copy(&self) -> bool {
+        matches!(self.duty, Duty::Copy(_))
     }
 }
 
+/// The messages for one receiver, in the order in which they came.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     pub(super) tickets: VecDeque<Ticket>,
     /// The first one is in trouble; the others wait behind it.
     pub(super) held: bool,
+    /// So many from the first on have been given to links, unless it is held.
+    pub(super) given: usize,
 }
 
 #[derive(Debug, Default)]
@@ -145,17 +179,40 @@ pub(super) struct Link {
     pub(super) suspect: bool,
     pub(super) ready: VecDeque<Ticket>,
     pub(super) flight: Vec<Ticket>,
-    pub(super) flight_since: Option<Instant>,
+    /// Since when the server owes an answer, or leaves waiting what is ready for it.
+    pub(super) busy_since: Option<Instant>,
+    /// How long it takes to answer: the longest time of late.
+    pub(super) trip: Duration,
     /// What it handed over lately, oldest first.
     pub(super) tail: VecDeque<Tail>,
+}
+
+impl Link {
+    pub(super) fn is_busy(&self) -> bool {
+        !self.flight.is_empty() || !self.ready.is_empty()
+    }
 }
 
 /// A message that was answered, in case that its server dies now.
 #[derive(Debug)]
 pub(super) struct Tail {
+    /// When this link answered it.
     pub(super) at: Instant,
+    /// When it was answered first, by whichever link.
+    pub(super) first: Instant,
+    /// It was sent again already when this link answered.
+    pub(super) again: bool,
+    pub(super) order: Ticket,
     pub(super) id: Uuid,
     pub(super) message: Outgoing,
+}
+
+/// What a receiver was handed last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handed {
+    pub(super) id: Uuid,
+    pub(super) order: Ticket,
+    pub(super) at: Instant,
 }
 
 /// The set of `link` alone.
