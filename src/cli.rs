@@ -104,7 +104,7 @@ pub struct ServeArgs {
     /// File that holds the password for the Sentinels
     #[arg(long, env = "TEXTO_SENTINEL_PASSWORD_FILE", value_name = "PATH", help_heading = "Redis")]
     pub sentinel_password_file: Option<String>,
-    /// A Redis or Sentinel that is silent this long is given up (pinged four times as often)
+    /// A Redis or Sentinel that is silent this long is given up (pinged four times as often), 5s at most
     #[arg(
         long,
         env = "TEXTO_HEARTBEAT_TIMEOUT",
@@ -144,7 +144,7 @@ pub struct ServeArgs {
     /// A WebSocket silent this long is pinged, and closed when it stays silent as long again
     #[arg(long, env = "TEXTO_PING_INTERVAL", default_value = "25s", value_name = "DURATION", help_heading = "Limits")]
     pub ping_interval: String,
-    /// A client that takes none of its bytes this long is closed
+    /// A client must take what is written at a time (16 messages and its answers) within this
     #[arg(long, env = "TEXTO_WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", help_heading = "Limits")]
     pub write_timeout: String,
     /// An HTTP request must be complete, and a kept-alive connection used, within this time

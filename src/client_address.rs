@@ -20,11 +20,17 @@ impl TrustedProxies {
     /// Reads addresses and networks such as `10.0.0.0/8,::1`, comma-separated.
     ///
     /// # Errors
-    /// The first part that is neither.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// The parts that are neither.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let network = |part: &str| part.parse().or_else(|_| part.parse::<IpAddr>().map(IpNet::from));
-        parts.map(|part| network(part).map_err(|_| part.to_owned())).collect::<Result<_, _>>().map(Self)
+        let (good, bad): (Vec<_>, Vec<_>) =
+            parts.map(|part| network(part).map_err(|_| part.to_owned())).partition(Result::is_ok);
+        if bad.is_empty() {
+            Ok(Self(good.into_iter().flatten().collect()))
+        } else {
+            Err(bad.into_iter().filter_map(Result::err).collect())
+        }
     }
 
     fn contains(&self, address: IpAddr) -> bool {
@@ -77,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_named() {
-        assert_eq!(TrustedProxies::parse("10.0.0.0/8,10.0.0.0/99"), Err("10.0.0.0/99".to_owned()));
+        assert_eq!(TrustedProxies::parse("10.0.0.0/8,10.0.0.0/99"), Err(vec!["10.0.0.0/99".to_owned()]));
         assert_eq!(TrustedProxies::parse(""), Ok(TrustedProxies::default()));
     }
 }

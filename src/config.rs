@@ -12,7 +12,10 @@ use crate::client_address::TrustedProxies;
 use crate::secret::{Credentials, Secret};
 
 /// Descriptors that are not for clients: listeners, links to Redis and Sentinels, health requests.
-const DESCRIPTOR_RESERVE: u64 = 256;
+const DESCRIPTOR_RESERVE: usize = 256;
+
+/// Sessions of a node at the most.
+const MOST_CONNECTIONS: usize = 1_000_000;
 
 /// Everything that a gateway needs to know, checked.
 #[derive(Clone, Debug)]
@@ -212,13 +215,16 @@ impl Check<'_> {
             .as_deref()
             .filter(|text| !text.is_empty())
             .map(|text| self.parse("admin-listen", text, "an address such as 127.0.0.1:9398"));
-        let trusted_proxies = TrustedProxies::parse(&args.trusted_proxies).unwrap_or_else(|part| {
-            self.invalid("trusted-proxies", &part, "addresses or networks such as 10.0.0.0/8, comma-separated");
+        let trusted_proxies = TrustedProxies::parse(&args.trusted_proxies).unwrap_or_else(|parts| {
+            for part in parts {
+                self.invalid("trusted-proxies", &part, "addresses or networks such as 10.0.0.0/8, comma-separated");
+            }
             TrustedProxies::default()
         });
         let (least, most) = (Duration::from_millis(10), Duration::from_secs(20));
         let send_timeout = self.duration_within("send-timeout", &args.send_timeout, least..=most);
-        let heartbeat_timeout = self.duration("heartbeat-timeout", &args.heartbeat_timeout, Duration::from_millis(20));
+        let (least, most) = (Duration::from_millis(20), Duration::from_secs(5));
+        let heartbeat_timeout = self.duration_within("heartbeat-timeout", &args.heartbeat_timeout, least..=most);
         let broker = self.broker(args, send_timeout, heartbeat_timeout);
         let limits = self.limits(args);
         let delay = self.duration("drain-delay", &args.drain_delay, Duration::ZERO);
@@ -255,9 +261,19 @@ impl Check<'_> {
 
     fn limits(&mut self, args: &ServeArgs) -> Option<Limits> {
         let ms = Duration::from_millis(1);
+        let descriptors = descriptors();
         let max_connections = match &args.max_connections {
-            Some(text) if !text.is_empty() => self.count("max-connections", text),
-            _ => Some(connections_from_descriptors()),
+            Some(text) if !text.is_empty() => self.count("max-connections", text).filter(|count| {
+                let most = descriptors.min(MOST_CONNECTIONS);
+                if *count > most {
+                    let expected = format!(
+                        "at most {most} here, by the limit of open files (ulimit -n, or LimitNOFILE= in systemd)"
+                    );
+                    self.invalid("max-connections", text, &expected);
+                }
+                *count <= most
+            }),
+            _ => Some(descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(descriptors / 2).clamp(1, MOST_CONNECTIONS)),
         };
         let limits = Limits {
             max_connections: max_connections.unwrap_or(1),
@@ -294,13 +310,15 @@ impl Check<'_> {
             "false" | "0" | "no" | "off" => false,
             other => {
                 self.invalid("standby-subscriptions", other, "true or false");
-                return None;
+                true
             }
         };
         let credentials = self.credentials("redis", &args.redis_username, &args.redis_password_file);
         let sentinel_credentials = self.credentials("sentinel", &args.sentinel_username, &args.sentinel_password_file);
         let given = |value: &Option<String>| value.clone().filter(|text| !text.trim().is_empty());
-        let topology = match (given(&args.redis), given(&args.sentinels)) {
+        let redis = given(&args.redis).map(|redis| self.address("redis", &redis));
+        let sentinels = given(&args.sentinels).map(|list| self.sentinels(&list, &args.master_name));
+        let topology = match (redis, sentinels) {
             (None, None) => return Some(BrokerConfig::Embedded),
             (Some(_), Some(_)) => {
                 self.errors.push(
@@ -310,19 +328,12 @@ impl Check<'_> {
                 );
                 return None;
             }
-            (Some(redis), None) => TopologyConfig::Fixed(self.address("redis", &redis)?),
-            (None, Some(list)) => {
-                let parts = list.split(',').map(str::trim).filter(|part| !part.is_empty());
-                let sentinels: BTreeSet<_> = parts.filter_map(|part| self.address("sentinels", part)).collect();
-                if args.master_name.is_empty() || args.master_name.contains(char::is_whitespace) {
-                    self.invalid("master-name", &args.master_name, "the name in `sentinel monitor`");
-                }
-                TopologyConfig::Sentinel {
-                    sentinels: sentinels.into_iter().collect(),
-                    master_name: args.master_name.clone(),
-                    credentials: sentinel_credentials?,
-                }
-            }
+            (Some(redis), None) => TopologyConfig::Fixed(redis?),
+            (None, Some(sentinels)) => TopologyConfig::Sentinel {
+                sentinels,
+                master_name: args.master_name.clone(),
+                credentials: sentinel_credentials?,
+            },
         };
         Some(BrokerConfig::Redis(RedisConfig {
             topology,
@@ -331,6 +342,18 @@ impl Check<'_> {
             heartbeat_timeout: heartbeat_timeout?,
             send_timeout: send_timeout?,
         }))
+    }
+
+    fn sentinels(&mut self, list: &str, master_name: &str) -> Vec<Address> {
+        let parts = list.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let sentinels: BTreeSet<_> = parts.clone().filter_map(|part| self.address("sentinels", part)).collect();
+        if parts.count() == 0 {
+            self.invalid("sentinels", list, "at least one host:port");
+        }
+        if master_name.is_empty() || master_name.contains(char::is_whitespace) {
+            self.invalid("master-name", master_name, "the name in `sentinel monitor`");
+        }
+        sentinels.into_iter().collect()
     }
 
     /// Reads the password of `peer` ("redis" or "sentinel") from its variable or its file.
@@ -424,11 +447,10 @@ fn default_node_id() -> String {
     format!("{host}-{:04x}", fastrand::u16(..))
 }
 
-/// Raises the soft descriptor limit to the hard one and leaves a reserve of it.
-fn connections_from_descriptors() -> usize {
+/// Raises the soft limit of open files to the hard one, and tells it.
+fn descriptors() -> usize {
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
-    let most = limit.saturating_sub(DESCRIPTOR_RESERVE).max(limit / 2).max(1);
-    usize::try_from(most).unwrap_or(usize::MAX).min(1_000_000)
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -465,15 +487,43 @@ mod tests {
                 "b:2",
                 "--max-text-bytes",
                 "0",
+                "--standby-subscriptions",
+                "perhaps",
+                "--trusted-proxies",
+                "10.0.0.0/8,here,there",
+                "--redis-password-file",
+                "/nowhere/secret",
+                "--max-connections",
+                "99999999999999999999",
+                "--heartbeat-timeout",
+                "1h",
             ],
             &[],
         )
         .unwrap_err();
-        for part in
-            ["4 errors", "--listen (TEXTO_LISTEN)", "TEXTO_SEND_TIMEOUT", "exclude each other", "TEXTO_MAX_TEXT_BYTES"]
-        {
+        for part in [
+            "10 errors",
+            "--listen (TEXTO_LISTEN)",
+            "TEXTO_SEND_TIMEOUT",
+            "exclude each other",
+            "TEXTO_MAX_TEXT_BYTES",
+            "TEXTO_STANDBY_SUBSCRIPTIONS",
+            "\"here\"",
+            "\"there\"",
+            "/nowhere/secret",
+            "TEXTO_MAX_CONNECTIONS",
+            "TEXTO_HEARTBEAT_TIMEOUT",
+        ] {
             assert!(errors.contains(part), "{part} is not in: {errors}");
         }
+    }
+
+    #[test]
+    fn what_could_never_work_is_refused() {
+        assert!(config(&["--sentinels", " , "], &[]).unwrap_err().contains("TEXTO_SENTINELS"));
+        let more = (descriptors() + 1).to_string();
+        let errors = config(&["--max-connections", &more], &[]).unwrap_err();
+        assert!(errors.contains("ulimit -n"), "{errors}");
     }
 
     #[test]

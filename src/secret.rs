@@ -18,6 +18,17 @@ impl Secret {
     }
 }
 
+impl Credentials {
+    /// `text` without the password, should a server have repeated it: an old one names the arguments of a
+    /// command that it does not know.
+    pub fn censor(&self, text: &str) -> String {
+        match &self.password {
+            Some(Secret(password)) if !password.is_empty() => text.replace(password, "…"),
+            _ => text.to_owned(),
+        }
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
@@ -31,4 +42,17 @@ pub struct Credentials {
     pub username: Option<String>,
     /// Its password.
     pub password: Option<Secret>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_that_comes_back_is_not_shown() {
+        let credentials = Credentials { username: None, password: Some(Secret::new("hunter2")) };
+        let text = "ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `hunter2`";
+        assert!(!credentials.censor(text).contains("hunter2"));
+        assert_eq!(Credentials::default().censor(text), text);
+    }
 }

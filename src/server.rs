@@ -35,6 +35,8 @@ const OTHER_SOCKETS: usize = 128;
 const HEAD_BYTES: usize = 16 * 1024;
 /// How long the last sessions and tasks may take once they are told to end.
 const LAST: Duration = Duration::from_secs(2);
+/// How long a client may take none of its bytes, at the TCP level; sessions have a deadline of their own.
+const UNREAD: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -94,7 +96,7 @@ pub async fn run(
         tasks: tasks.clone(),
         end: end.clone(),
     };
-    set_options(&listener)?;
+    set_options(&listener, limits.write_timeout)?;
     tasks.spawn(acceptor(routes::public(app.clone(), admin.is_none()), sockets).run(listener));
     if let Some(admin) = admin {
         let sockets = Arc::new(Semaphore::new(OTHER_SOCKETS));
@@ -148,11 +150,14 @@ fn announce(config: &Config, listener: &TcpListener, admin: Option<&TcpListener>
 }
 
 /// Accepted connections inherit these.
-fn set_options(listener: &TcpListener) -> std::io::Result<()> {
+fn set_options(listener: &TcpListener, write_timeout: Duration) -> std::io::Result<()> {
     let socket = socket2::SockRef::from(listener);
     socket.set_tcp_nodelay(true)?;
     let keepalive =
         socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    // A client that reads nothing of an HTTP answer holds its place no longer.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(write_timeout.max(UNREAD)))?;
     socket.set_tcp_keepalive(&keepalive)
 }
 

@@ -18,6 +18,8 @@ use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
 const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a draining session waits for answers that are due: as long as they take by default.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// The gateway's own close code for a client that does not answer pings.
+const SILENT: u16 = 4000;
 /// How long a session rests before it gives memory back.
 const COMPACT_AFTER: Duration = Duration::from_secs(1);
 /// Messages that are written at a time, before the client is listened to again.
@@ -102,7 +104,7 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
     let farewell = match end {
         End::Closed | End::Broken => None,
         End::Violation(code, reason) => Some((code, reason)),
-        End::Silent => Some((1001, "no answer to a ping")),
+        End::Silent => Some((SILENT, "no answer to a ping")),
         End::SlowReader => Some((1013, "messages were not read fast enough")),
         End::Drained => Some((1012, "this node is draining: connect again")),
         End::Stopped => Some((1001, "this node stops")),

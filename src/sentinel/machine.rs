@@ -3,10 +3,17 @@
 //! The answer with the highest configuration epoch wins, and an older epoch never comes back: a
 //! Sentinel that was cut off or frozen cannot lead a gateway back to a demoted master.
 //! (Redis documentation, "Sentinel: configuration epochs and propagation".)
+//!
+//! But for one case: when most Sentinels have agreed on an older epoch for a while, and nobody knows the
+//! newer one any more, they were set up anew and count from the beginning.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use crate::config::Address;
+
+/// How long most Sentinels must agree on an older epoch before it is believed.
+const ANEW: Duration = Duration::from_secs(30);
 
 /// Which Redis servers there are, as far as the Sentinels know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,6 +80,8 @@ pub struct Actions {
     pub watch: Vec<Address>,
     /// Sentinels not to be asked any more.
     pub forget: Vec<Address>,
+    /// The Sentinels count epochs anew: this one is believed, though a later one was known.
+    pub begun_anew: Option<u64>,
 }
 
 /// What is known of all Sentinels, and what follows from it.
@@ -80,6 +89,8 @@ pub struct Actions {
 pub struct Machine {
     topology: Topology,
     sentinels: BTreeMap<Address, Known>,
+    /// Since when most Sentinels have agreed on an older epoch, and which.
+    older: Option<(u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -93,7 +104,7 @@ impl Machine {
     /// Starts with the Sentinels that the configuration names.
     pub fn new(configured: &[Address]) -> Self {
         let known = |address: &Address| (address.clone(), Known { configured: true, id: None, view: None });
-        Self { topology: Topology::default(), sentinels: configured.iter().map(known).collect() }
+        Self { topology: Topology::default(), sentinels: configured.iter().map(known).collect(), older: None }
     }
 
     /// The topology as it follows from all answers so far.
@@ -101,8 +112,8 @@ impl Machine {
         &self.topology
     }
 
-    /// Takes an event in.
-    pub fn apply(&mut self, event: Event) -> Actions {
+    /// Takes in an event that happens at `now`.
+    pub fn apply(&mut self, now: Instant, event: Event) -> Actions {
         let mut actions = Actions::default();
         match event {
             Event::Answered(sentinel, view) => {
@@ -122,6 +133,10 @@ impl Machine {
                     actions.forget.push(sentinel);
                 }
             }
+        }
+        if let Some(epoch) = self.counts_anew(now) {
+            self.topology.epoch = epoch;
+            actions.begun_anew = Some(epoch);
         }
         let topology = self.decide();
         actions.changed = topology != self.topology;
@@ -160,6 +175,20 @@ impl Machine {
                 actions.watch.push(address.clone());
             }
         }
+    }
+
+    /// The epoch from which the Sentinels count now, if they forgot the one in use.
+    fn counts_anew(&mut self, now: Instant) -> Option<u64> {
+        let epochs: BTreeSet<u64> = self.views().map(|view| view.epoch).collect();
+        let most = self.views().count() * 2 > self.sentinels.len();
+        let agreed = epochs.first().copied().filter(|_| epochs.len() == 1 && most);
+        let Some(epoch) = agreed.filter(|epoch| *epoch < self.topology.epoch) else {
+            self.older = None;
+            return None;
+        };
+        let since = self.older.filter(|(older, _)| *older == epoch).map_or(now, |(_, since)| since);
+        self.older = Some((epoch, since));
+        (now.saturating_duration_since(since) >= ANEW).then_some(epoch)
     }
 
     fn decide(&self) -> Topology {
@@ -211,6 +240,10 @@ mod tests {
         View { id: None, master: address(master), epoch, master_down: false, replicas: vec![], sentinels: vec![] }
     }
 
+    fn apply(machine: &mut Machine, event: Event) -> Actions {
+        machine.apply(Instant::now(), event)
+    }
+
     fn machine() -> Machine {
         Machine::new(&[address(1), address(2), address(3)])
     }
@@ -222,11 +255,11 @@ mod tests {
     #[test]
     fn the_highest_epoch_wins_and_stays() {
         let mut machine = machine();
-        assert!(machine.apply(answered(1, view(6379, 4))).changed);
-        assert!(machine.apply(answered(2, view(6380, 5))).changed);
-        assert!(!machine.apply(answered(1, view(6379, 4))).changed, "a stale Sentinel");
-        assert!(!machine.apply(Event::Lost(address(2))).changed, "the one who knew is gone");
-        assert!(!machine.apply(answered(3, view(6379, 4))).changed);
+        assert!(apply(&mut machine, answered(1, view(6379, 4))).changed);
+        assert!(apply(&mut machine, answered(2, view(6380, 5))).changed);
+        assert!(!apply(&mut machine, answered(1, view(6379, 4))).changed, "a stale Sentinel");
+        assert!(!apply(&mut machine, Event::Lost(address(2))).changed, "the one who knew is gone");
+        assert!(!apply(&mut machine, answered(3, view(6379, 4))).changed);
         assert_eq!(machine.topology().master, Some(address(6380)));
     }
 
@@ -234,11 +267,11 @@ mod tests {
     fn replicas_are_down_when_most_say_so() {
         let mut machine = machine();
         let with = |down| View { replicas: vec![Replica { address: address(6380), down }], ..view(6379, 1) };
-        machine.apply(answered(1, with(true)));
+        apply(&mut machine, answered(1, with(true)));
         assert!(!machine.topology().expects(&address(6380)));
-        machine.apply(answered(2, with(false)));
+        apply(&mut machine, answered(2, with(false)));
         assert!(machine.topology().expects(&address(6380)));
-        machine.apply(answered(3, with(true)));
+        apply(&mut machine, answered(3, with(true)));
         assert!(!machine.topology().expects(&address(6380)));
         assert!(machine.topology().expects(&address(6379)));
         assert!(!machine.topology().expects(&address(1)));
@@ -249,19 +282,37 @@ mod tests {
         let mut machine = Machine::new(&[address(1)]);
         let peers = vec![("b".to_owned(), address(2)), ("a".to_owned(), address(9))];
         let first = View { id: Some("a".to_owned()), sentinels: peers, ..view(6379, 1) };
-        assert_eq!(machine.apply(answered(1, first)).watch, [address(2)], "it names another and itself");
+        assert_eq!(apply(&mut machine, answered(1, first)).watch, [address(2)], "it names another and itself");
 
         // Two names in the configuration and a discovered third one, all for the same Sentinel.
         let mut machine = Machine::new(&[address(1), address(7)]);
         let named = View { sentinels: vec![("a".to_owned(), address(9))], ..view(6379, 1) };
-        assert_eq!(machine.apply(answered(7, named)).watch, [address(9)]);
+        assert_eq!(apply(&mut machine, answered(7, named)).watch, [address(9)]);
         let same = |from| answered(from, View { id: Some("a".to_owned()), ..view(6379, 1) });
-        assert!(machine.apply(same(9)).forget.is_empty());
-        assert_eq!(machine.apply(same(1)).forget, [address(9)], "the name in the configuration stays");
+        assert!(apply(&mut machine, same(9)).forget.is_empty());
+        assert_eq!(apply(&mut machine, same(1)).forget, [address(9)], "the name in the configuration stays");
         let named = View { sentinels: vec![("b".to_owned(), address(2))], ..view(6379, 1) };
-        assert_eq!(machine.apply(answered(7, named)).watch, [address(2)]);
-        let gone = machine.apply(Event::Lost(address(2)));
+        assert_eq!(apply(&mut machine, answered(7, named)).watch, [address(2)]);
+        let gone = apply(&mut machine, Event::Lost(address(2)));
         assert!(gone.forget.is_empty(), "others still name it");
+    }
+
+    #[test]
+    fn sentinels_that_were_set_up_anew_are_believed_in_the_end() {
+        let mut machine = machine();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        machine.apply(at(0), answered(1, view(6380, 7)));
+        machine.apply(at(1), answered(1, view(6379, 0)));
+        machine.apply(at(40), answered(1, view(6379, 0)));
+        assert_eq!(machine.topology().epoch, 7, "one of three is not most of them");
+        machine.apply(at(50), answered(2, view(6379, 0)));
+        assert!(!machine.apply(at(79), answered(2, view(6379, 0))).changed);
+        let anew = machine.apply(at(80), answered(2, view(6379, 0)));
+        assert_eq!((anew.changed, anew.begun_anew), (true, Some(0)));
+        assert_eq!(machine.topology().master, Some(address(6379)));
+        machine.apply(at(81), answered(3, view(6380, 7)));
+        assert_eq!(machine.topology().master, Some(address(6380)), "one that knows more was only away");
     }
 
     proptest! {
@@ -277,7 +328,7 @@ mod tests {
                 let before = machine.topology().clone();
                 // Within an epoch Sentinels agree on the master, as Redis promises.
                 let master = 6379 + epoch as u16;
-                machine.apply(if lost { Event::Lost(address(from)) } else { answered(from, view(master, epoch)) });
+                apply(&mut machine, if lost { Event::Lost(address(from)) } else { answered(from, view(master, epoch)) });
                 if !lost {
                     newest = newest.max(epoch);
                 }
@@ -298,7 +349,7 @@ mod tests {
             let mut machine = machine();
             let mut epoch = 0;
             for (from, master, at) in events {
-                machine.apply(answered(from, View { replicas: vec![Replica { address: address(master), down: false }], ..view(master, at) }));
+                apply(&mut machine, answered(from, View { replicas: vec![Replica { address: address(master), down: false }], ..view(master, at) }));
                 let now = machine.topology();
                 prop_assert!(now.epoch >= epoch);
                 prop_assert!(now.replicas.iter().all(|replica| Some(&replica.address) != now.master.as_ref()));

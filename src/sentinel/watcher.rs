@@ -257,7 +257,7 @@ impl Shared {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if error.is_timeout() => Err(AskError::Silent(self.limit)),
             Ok(Err(error)) => {
-                let text = error.to_string();
+                let text = self.credentials.censor(&error.to_string());
                 let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication failed"];
                 let refused =
                     refused.iter().any(|word| text.contains(word)) || text.contains("without any password configured");
@@ -302,13 +302,15 @@ impl Shared {
             command.arg(what);
             command
         };
-        let master = self.within(sentinel("MASTER").arg(name).query_async::<HashMap<String, String>>(connection)).await;
-        let master = match master {
-            Err(AskError::Other(text)) if text.contains("No such master") => {
-                return Err(AskError::UnknownMaster(name.clone()));
-            }
-            other => other?,
-        };
+        let mut master = self.ask_master(connection).await?;
+        // While it leads a failover, a Sentinel has the new epoch in MASTER, but the old address; here it has the
+        // promoted one. An ACL may forbid the question.
+        let mut address = sentinel("GET-MASTER-ADDR-BY-NAME");
+        let promoted = self.within(address.arg(name).query_async::<(String, u16)>(connection)).await.ok();
+        let promoted = promoted.map(|(host, port)| Address { host, port });
+        if promoted.is_some() && promoted != row_address(&master) {
+            master = self.ask_master(connection).await?; // For the epoch that goes with it.
+        }
         type Rows = Vec<HashMap<String, String>>;
         let replicas: Rows = self.within(sentinel("REPLICAS").arg(name).query_async(connection)).await?;
         let sentinels: Rows = self.within(sentinel("SENTINELS").arg(name).query_async(connection)).await?;
@@ -317,7 +319,7 @@ impl Shared {
         let epoch = master.get("config-epoch").and_then(|text| text.parse().ok());
         Ok(View {
             id,
-            master: row_address(&master).ok_or(AskError::Nonsense("no address of the master"))?,
+            master: promoted.or_else(|| row_address(&master)).ok_or(AskError::Nonsense("no address of the master"))?,
             epoch: epoch.ok_or(AskError::Nonsense("no config-epoch"))?,
             master_down: row_down(&master),
             replicas: replicas
@@ -329,6 +331,17 @@ impl Shared {
                 .filter_map(|row| Some((row.get("runid").filter(|id| !id.is_empty())?.clone(), row_address(row)?)))
                 .collect(),
         })
+    }
+
+    async fn ask_master(&self, connection: &mut MultiplexedConnection) -> Result<HashMap<String, String>, AskError> {
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("MASTER").arg(&self.master_name);
+        match self.within(command.query_async(connection)).await {
+            Err(AskError::Other(text)) if text.contains("No such master") => {
+                Err(AskError::UnknownMaster(self.master_name.clone()))
+            }
+            other => other,
+        }
     }
 
     /// Notes that a Sentinel answers, or why not; one line in the log for each change.
@@ -351,7 +364,10 @@ impl Shared {
 
     fn apply(self: &Arc<Self>, event: Event) {
         let mut machine = lock(&self.machine);
-        let actions = machine.apply(event);
+        let actions = machine.apply(Instant::now(), event);
+        if let Some(epoch) = actions.begun_anew {
+            warn!(epoch, "the Sentinels know only an older epoch than before: they were set up anew, and are followed");
+        }
         if actions.changed {
             let topology = machine.topology().clone();
             self.metrics.epoch.set(i64::try_from(topology.epoch).unwrap_or(i64::MAX));

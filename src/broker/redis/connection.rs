@@ -38,6 +38,9 @@ pub enum ConnectionError {
         "the server refused the credentials ({0}): check TEXTO_REDIS_USERNAME and TEXTO_REDIS_PASSWORD or its _FILE"
     )]
     Refused(String),
+    /// The server does not know HELLO.
+    #[error("the server does not know the command HELLO: it must be Redis 6.2 or newer, and HELLO not renamed")]
+    NoHello,
     /// The server answered with an error.
     #[error("the server answered: {0}")]
     Server(String),
@@ -293,7 +296,11 @@ pub async fn open(
     pack(&mut packed, &hello);
     writer.write(&packed).await?;
     match timeout(limit, reader.next()).await.map_err(|_| ConnectionError::Silent(limit))?? {
-        Reply::Error(text) => Err(ConnectionError::from_reply(text)),
+        Reply::Error(text) if text.starts_with(b"ERR unknown command") => Err(ConnectionError::NoHello),
+        Reply::Error(text) => {
+            let text = credentials.censor(&String::from_utf8_lossy(text));
+            Err(ConnectionError::from_reply(text.as_bytes()))
+        }
         Reply::Array(_) => Ok((reader, writer)),
         _ => Err(ConnectionError::Protocol),
     }
