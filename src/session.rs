@@ -109,8 +109,10 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         End::Drained => Some((1012, "this node is draining: connect again")),
         End::Stopped => Some((1001, "this node stops")),
     };
-    if let (Some(socket), Some((code, reason))) = (session.socket.take(), farewell) {
-        Box::pin(socket.close(code, reason)).await;
+    match (session.socket.take(), farewell) {
+        (Some(socket), Some((code, reason))) => Box::pin(socket.close(code, reason)).await,
+        (Some(socket), None) if end == End::Closed => Box::pin(socket.answer_close()).await,
+        _ => {}
     }
     end
 }

@@ -109,7 +109,7 @@ pub enum Incoming {
     Binary(bytes::Bytes),
     /// A ping (answered already) or a pong: the peer lives.
     Alive,
-    /// The peer closed, properly.
+    /// The peer closed, properly; [`Socket::answer_close`] is due.
     Closed,
     /// The connection broke.
     Broken,
@@ -171,11 +171,7 @@ impl Socket {
                 self.grown |= bytes.len() > READ_BUFFER;
                 Incoming::Binary(bytes)
             }
-            Some(Ok(Message::Close(_))) => {
-                // The answer to it is queued; nobody cares if it can't be written any more.
-                let _ = tokio::time::timeout(FAREWELL, self.stream.flush()).await;
-                Incoming::Closed
-            }
+            Some(Ok(Message::Close(_))) => Incoming::Closed,
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Incoming::Alive,
             Some(Err(error)) => violation(&error),
         }
@@ -219,6 +215,12 @@ impl Socket {
         let stream = this.stream.into_inner();
         let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds.config())).await;
         (Self { stream, bounds, queued: 0, grown: false }, None)
+    }
+
+    /// Writes the answer to the peer's close, which is queued. Takes a few seconds at most.
+    pub async fn answer_close(mut self) {
+        // Nobody cares if it can't be written any more.
+        let _ = tokio::time::timeout(FAREWELL, self.stream.flush()).await;
     }
 
     /// Says farewell with a close code, lets the peer read it, and closes. Takes a few seconds at most.
