@@ -98,6 +98,15 @@ struct Waiting {
 }
 
 impl Inner {
+    /// The one that is to wait no longer next: not one whose predecessor waits here as well.
+    fn first_waiting(&self) -> Option<usize> {
+        let waits = |id: Uuid| self.waiting.iter().any(|waiting| waiting.delivery.id == id);
+        let heads = self.waiting.iter().enumerate().filter(|(_, waiting)| !waits(waiting.after));
+        // Should they name one another in a circle, which nobody sends, the first to come is as good as any.
+        let heads = heads.min_by_key(|(_, waiting)| waiting.until).map(|(at, _)| at);
+        heads.or(if self.waiting.is_empty() { None } else { Some(0) })
+    }
+
     /// Moves `delivery` to the end of the queue, and after it whatever waited for it, in the order of arrival.
     fn deliver(&mut self, delivery: Delivery) {
         let mut next = VecDeque::from([delivery]);
@@ -170,7 +179,8 @@ impl Outbox {
 
     /// When the first message that waits for its predecessor is to wait no longer.
     pub fn waits_until(&self) -> Option<Instant> {
-        self.lock().waiting.iter().map(|waiting| waiting.until).min()
+        let inner = self.lock();
+        inner.first_waiting().map(|at| inner.waiting[at].until)
     }
 
     fn answer(&self, answer: Answer) {
@@ -202,7 +212,7 @@ impl Outbox {
     /// The same, at a given time: it decides what has waited long enough for its predecessor.
     pub fn take_at(&self, now: Instant, most: usize) -> Batch {
         let mut inner = self.lock();
-        while let Some(at) = inner.waiting.iter().position(|waiting| waiting.until <= now) {
+        while let Some(at) = inner.first_waiting().filter(|at| inner.waiting[*at].until <= now) {
             let waiting = inner.waiting.remove(at);
             inner.deliver(waiting.delivery);
         }

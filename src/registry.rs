@@ -233,8 +233,8 @@ mod tests {
         put(11, 10);
         put(10, 0);
         assert_eq!(out(now), [10, 9, 11], "two were under way together, behind the same one");
-        put(7, 6);
         put(8, 7);
+        put(7, 6);
         assert!(out(now).is_empty());
         let end = outbox.waits_until().unwrap();
         assert_eq!(out(end), [7, 8], "it was not to come");

@@ -295,7 +295,8 @@ impl Session {
             }
             None => {}
         }
-        if !answers.is_empty() || !deliveries.is_empty() {
+        let wrote = !answers.is_empty() || !deliveries.is_empty();
+        if wrote {
             let client = self.client;
             let context = self.context.clone();
             let answers = answers.iter().map(|answer| encode_answer(&context, client, answer));
@@ -304,7 +305,10 @@ impl Session {
                 return Some(self.write_failed());
             }
         }
-        (self.draining.is_some() && self.unanswered == 0).then_some(End::Drained)
+        if wrote && self.draining.is_some() {
+            self.outbox.nudge(); // More may have come meanwhile; with nothing left, this is the end.
+        }
+        (close.is_some() && !wrote && self.unanswered == 0).then_some(End::Drained)
     }
 
     async fn refuse(&mut self, id: Option<Uuid>, code: ErrorCode, description: &str) -> Result<(), WriteError> {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use self::envelope::{Ages, Envelope};
 use self::link::Link;
-use self::publisher::{Actions, LinkId, MAX_LINKS, Outgoing, Publisher, TAIL_USE, Times};
+use self::publisher::{Actions, LinkId, MAX_LINKS, Outgoing, Publisher, Times};
 use super::{Broker, BrokerStatus, LinkState, Message};
 use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
@@ -33,6 +33,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const UNSETTLED: Duration = Duration::from_secs(15);
 /// A server that left the topology keeps its link this long: other nodes may still publish there.
 const LINGER: Duration = Duration::from_secs(15);
+/// How far back a lost link's answers are doubted, at least.
+const TAIL: Duration = Duration::from_secs(3);
 /// Bytes of messages that may wait for a decision.
 const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
 /// The pace of the publisher's clock while something waits.
@@ -120,8 +122,10 @@ impl RedisBroker {
         };
         // What is sent again must come while receivers' nodes remember the first copy; before that, it may have
         // been answered a while ago, and be held by a server that hangs, and in sockets.
-        let spent = TAIL_USE + config.heartbeat_timeout + config.send_timeout;
+        let tail = TAIL.max(config.heartbeat_timeout * 3 / 2);
+        let spent = tail + config.heartbeat_timeout + config.send_timeout;
         let times = Times {
+            tail,
             send: config.send_timeout,
             hedge: HEDGE,
             settle: SETTLE,

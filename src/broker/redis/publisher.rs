@@ -22,7 +22,6 @@ use uuid::Uuid;
 
 use crate::outbox::Outcome;
 
-pub(super) use lanes::TAIL_USE;
 pub use state::{Actions, LinkId, MAX_LINKS, Outgoing, Times};
 use state::{Duty, Handed, Lane, Link, Links, Pending, Tail, Ticket, bit};
 
@@ -288,8 +287,7 @@ impl<R> Publisher<R> {
     /// A server knows the receiver of a message: it is handed over.
     fn counted(&mut self, now: Instant, link: LinkId, ticket: Ticket, actions: &mut Actions<R>) {
         let Some(pending) = self.pending.get(&ticket) else { return };
-        let (id, order) = (pending.id, pending.order);
-        let again = matches!(pending.duty, Duty::Again(_));
+        let (id, order, again) = (pending.id, pending.order, pending.again);
         let first = pending.duty.answered().unwrap_or(now);
         self.links[link].tail.push_back(Tail { at: now, first, again, order, id, message: pending.outgoing() });
         if pending.is_copy() {

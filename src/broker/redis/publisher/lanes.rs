@@ -9,9 +9,6 @@ use super::Publisher;
 use super::state::{Actions, Duty, LinkId, Outgoing, Pending, Tail, Ticket, bit};
 use crate::outbox::Outcome;
 
-/// A link that was heard of this lately was alive after its last answer's turn: nothing of it is missing.
-pub(in crate::broker::redis) const TAIL_USE: Duration = Duration::from_secs(3);
-
 /// Waiting time before nobody's receiver is looked for again.
 const RETRY_FIRST: Duration = Duration::from_millis(4);
 const RETRY_MOST: Duration = Duration::from_millis(32);
@@ -30,8 +27,9 @@ impl<R> Publisher<R> {
     /// nobody. Not for ever: receivers' nodes recognise a copy for a while only.
     pub(super) fn resurrect(&mut self, now: Instant, tail: impl IntoIterator<Item = Tail>) -> BTreeSet<Uuid> {
         let mut receivers = BTreeSet::new();
-        let lately =
-            |tail: &Tail| now.saturating_duration_since(tail.at) <= TAIL_USE && now < tail.first + self.times.keep;
+        let lately = |tail: &Tail| {
+            now.saturating_duration_since(tail.at) <= self.times.tail && now < tail.first + self.times.keep
+        };
         let messages: BTreeMap<Ticket, Tail> = tail.into_iter().filter(lately).map(|tail| (tail.order, tail)).collect();
         // Those that were under way together did not name each other; now they are.
         let mut last = HashMap::new();
@@ -46,7 +44,7 @@ impl<R> Publisher<R> {
             }
             let until = first + self.times.keep;
             let again = Pending::new(now, until, id, receiver, payload, order, Duty::Again(first));
-            let ticket = self.enqueue(Pending { after: Some(after), sent: true, ..again });
+            let ticket = self.enqueue(Pending { after: Some(after), sent: true, again: true, ..again });
             self.kept.insert((until, ticket));
             self.lanes.entry(receiver).or_default().tickets.insert(place, ticket);
             receivers.insert(receiver);
@@ -93,14 +91,20 @@ impl<R> Publisher<R> {
     fn take_back(&mut self, receiver: Uuid) {
         let Some(lane) = self.lanes.get_mut(&receiver) else { return };
         (lane.held, lane.given) = (true, 0);
-        let rest: HashSet<Ticket> = lane.tickets.iter().skip(1).copied().collect();
-        if rest.is_empty() {
+        let behind = || lane.tickets.iter().skip(1);
+        let out = behind().filter_map(|ticket| self.pending.get(ticket)).fold(0, |out, pending| out | pending.out);
+        if out == 0 {
             return;
         }
-        for (link, slot) in self.links.iter_mut().enumerate() {
+        let behind: HashSet<Ticket> = behind().copied().collect();
+        for (link, slot) in self.links.iter_mut().enumerate().filter(|(link, _)| out & bit(*link) != 0) {
             slot.ready.retain(|ticket| {
-                let Some(pending) = self.pending.get_mut(ticket).filter(|_| rest.contains(ticket)) else { return true };
-                pending.out &= !bit(link);
+                if !behind.contains(ticket) {
+                    return true;
+                }
+                if let Some(pending) = self.pending.get_mut(ticket) {
+                    pending.out &= !bit(link);
+                }
                 false
             });
         }
@@ -133,7 +137,8 @@ impl<R> Publisher<R> {
             }
         } else if self.up & !self.suspect & !zero != 0 {
             self.pump(now, receiver, actions);
-        } else if self.in_motion(now) {
+        } else if self.in_motion(now) || self.up & self.suspect & !zero != 0 {
+            // Something is moving, or a server that is silent just now may know the receiver.
             self.retry_later(now, ticket);
         } else {
             self.decide(now, ticket, Outcome::NotConnected, actions);
@@ -158,6 +163,9 @@ impl<R> Publisher<R> {
         }
         let receivers: Vec<Uuid> = self.lanes.keys().copied().collect();
         for receiver in receivers {
+            if let Some(lane) = self.lanes.get_mut(&receiver) {
+                lane.given = 0; // What lies on a silent link alone is for the new one.
+            }
             self.pump(now, receiver, actions);
         }
     }
@@ -248,7 +256,10 @@ impl<R> Publisher<R> {
             Some(0) => {
                 lane.tickets.pop_front();
                 lane.given = if lane.held { 0 } else { lane.given.saturating_sub(1) };
-                lane.held = false;
+                // The next one is in trouble as well if nobody was counted for it: no need to give out those behind
+                // it, and to take them back.
+                let next = lane.tickets.front().and_then(|next| self.pending.get(next));
+                lane.held = lane.held && next.is_some_and(|next| next.zero != 0);
             }
             Some(at) => {
                 lane.tickets.remove(at);

@@ -29,6 +29,9 @@ pub struct Times {
     pub settle: Duration,
     /// The same, while they are not: a server may be away for good.
     pub unsettled: Duration,
+    /// What a link answered within this before it was lost is sent again: longer than a silent one takes to be
+    /// found out. (After that it has been heard of again, and nothing is missing of what it did before.)
+    pub tail: Duration,
     /// What was answered and is sent again waits this long for a server that takes it.
     pub keep: Duration,
     /// Bytes that may wait; more are refused at once.
@@ -118,6 +121,8 @@ pub(super) struct Pending<R> {
     pub(super) zero: Links,
     /// It has been given to a link before.
     pub(super) sent: bool,
+    /// It was answered before it was given to links this time.
+    pub(super) again: bool,
     /// Not before this.
     pub(super) retry: Option<Instant>,
     pub(super) retries: u32,
@@ -146,6 +151,7 @@ impl<R> Pending<R> {
             out: 0,
             zero: 0,
             sent: false,
+            again: false,
             retry: None,
             retries: 0,
         }
