@@ -441,7 +441,7 @@ fn slow_servers_do_not_hand_one_another_the_same_messages_for_ever() {
         if world.wires.iter().map(first).sum::<usize>() > 0 {
             most = turn;
         }
-        world.apply(&Step::Advance(600)); // Longer than any hedge.
+        world.apply(&Step::Advance(150)); // Longer than any hedge.
         for server in 0..SERVERS {
             world.apply(&Step::Execute(server));
             world.apply(&Step::Answer(server));
