@@ -40,7 +40,7 @@ pub struct Metrics {
     pub send_duration: Histogram,
     /// From a batch of PUBLISH to its answers.
     pub publish_duration: Histogram,
-    /// Sends that wait for a decision.
+    /// Messages under way: sends that wait for a decision, and what is sent again.
     pub messages_pending: IntGauge,
     /// Messages sent again because a link died, hung, or knew nobody.
     pub messages_resent: IntCounter,
@@ -137,7 +137,10 @@ impl Metrics {
             send_duration: r.histogram("texto_send_duration_seconds", "From a send frame to its answer.")?,
             publish_duration: r
                 .histogram("texto_publish_duration_seconds", "From a batch of PUBLISH commands to its last answer.")?,
-            messages_pending: r.gauge("texto_messages_pending", "Sends that wait for a decision.")?,
+            messages_pending: r.gauge(
+                "texto_messages_pending",
+                "Messages under way: sends without a decision, and what is sent again.",
+            )?,
             messages_resent: r.counter(
                 "texto_messages_resent_total",
                 "Messages sent on further links because one died, hung, or knew nobody.",
