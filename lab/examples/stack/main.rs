@@ -328,7 +328,8 @@ async fn pause_gateway(project: &Project) -> Result<String> {
     let noticed = nginx_notices.await;
     let outcome = async {
         let knocker = Knocker::start(project.front);
-        until("fifty handshakes", LIMIT, async || (knocker.count() >= 50).then_some(())).await?;
+        // Long enough for Prometheus to notice: it asks every five seconds, and waits for four.
+        until("a hundred handshakes", LIMIT, async || (knocker.count() >= 100).then_some(())).await?;
         knocker.all_well()
     };
     let outcome = outcome.await;
