@@ -1,5 +1,6 @@
 # The gateway. Dependencies are compiled in a layer of their own, so that a change of the source does not repeat it.
 FROM rust:1.95.0-bookworm AS build
+LABEL texto.stage=build
 WORKDIR /texto
 COPY Cargo.toml Cargo.lock ./
 COPY lab/Cargo.toml lab/

@@ -15,8 +15,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const LIMIT: Duration = Duration::from_secs(15);
-const HANDSHAKE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 async fn gateway(arguments: &[&str]) -> Gateway {
     Gateway::start(Path::new(env!("CARGO_BIN_EXE_texto")), arguments, &[]).await.unwrap()
@@ -29,7 +27,7 @@ async fn a_full_node_refuses_with_503_and_takes_the_next_when_one_leaves() {
     for _ in 0..3 {
         clients.push(Client::connect(gateway.address).await.unwrap());
     }
-    let refused = http::get(gateway.address, "/v1/texto", HANDSHAKE).await.unwrap();
+    let refused = http::get(gateway.address, "/v1/texto", http::UPGRADE).await.unwrap();
     assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("1")));
     assert_eq!(http::get(gateway.address, "/readyz", "").await.unwrap().status, 503);
     assert_eq!(http::get(gateway.address, "/livez", "").await.unwrap().status, 200);

@@ -11,6 +11,7 @@ use texto_lab::client::{Answer, Client};
 use texto_lab::cluster::{Cluster, ClusterOptions};
 use texto_lab::fake_sentinel::FakeSentinel;
 use texto_lab::gateway::Gateway;
+use texto_lab::http;
 use texto_lab::process::{free_port, until};
 use texto_lab::redis_server::RedisServer;
 
@@ -53,11 +54,7 @@ async fn redis_absent_at_start_is_waited_for() {
     let address = format!("127.0.0.1:{port}");
     let gateway = Gateway::start(binary(), &["--redis", &address], &[]).await.unwrap();
     fails_because(&gateway, "onnection refused").await;
-    let refused = texto_lab::http::get(
-        gateway.address,
-        "/v1/texto",
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
-    );
+    let refused = http::get(gateway.address, "/v1/texto", http::UPGRADE);
     let refused = refused.await.unwrap();
     assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("1")));
     let _redis = RedisServer::start_on("127.0.0.1", port, folder.path(), &[], None).await.unwrap();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use futures_util::SinkExt;
 use texto_lab::client::{self, Answer, Client, Incoming};
+use texto_lab::http;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -193,10 +194,7 @@ pub(crate) async fn handshake(front: SocketAddr, headers: &str) -> Result<(Hands
     let began = Instant::now();
     let exchange = async {
         let mut stream = TcpStream::connect(front).await?;
-        let request = format!(
-            "GET /v1/texto HTTP/1.1\r\nHost: {front}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
-        );
+        let request = format!("GET /v1/texto HTTP/1.1\r\nHost: {front}\r\n{}{headers}\r\n", http::UPGRADE);
         stream.write_all(request.as_bytes()).await?;
         let mut head = Vec::new();
         while !head.windows(4).any(|four| four == b"\r\n\r\n") {
