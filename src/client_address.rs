@@ -24,13 +24,14 @@ impl TrustedProxies {
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let network = |part: &str| part.parse().or_else(|_| part.parse::<IpAddr>().map(IpNet::from));
-        let (good, bad): (Vec<_>, Vec<_>) =
-            parts.map(|part| network(part).map_err(|_| part.to_owned())).partition(Result::is_ok);
-        if bad.is_empty() {
-            Ok(Self(good.into_iter().flatten().collect()))
-        } else {
-            Err(bad.into_iter().filter_map(Result::err).collect())
+        let (mut networks, mut bad) = (Vec::new(), Vec::new());
+        for part in parts {
+            match network(part) {
+                Ok(network) => networks.push(network),
+                Err(_) => bad.push(part.to_owned()),
+            }
         }
+        if bad.is_empty() { Ok(Self(networks)) } else { Err(bad) }
     }
 
     fn contains(&self, address: IpAddr) -> bool {

@@ -262,17 +262,18 @@ impl Check<'_> {
     fn limits(&mut self, args: &ServeArgs) -> Option<Limits> {
         let ms = Duration::from_millis(1);
         let descriptors = descriptors();
+        let most = descriptors.min(MOST_CONNECTIONS);
         let max_connections = match &args.max_connections {
-            Some(text) if !text.is_empty() => self.count("max-connections", text).filter(|count| {
-                let most = descriptors.min(MOST_CONNECTIONS);
-                if *count > most {
+            Some(text) if !text.is_empty() => {
+                let count = self.count("max-connections", text);
+                if count.is_some_and(|count| count > most) {
                     let expected = format!(
                         "at most {most} here, by the limit of open files (ulimit -n, or LimitNOFILE= in systemd)"
                     );
                     self.invalid("max-connections", text, &expected);
                 }
-                *count <= most
-            }),
+                count
+            }
             _ => Some(descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(descriptors / 2).clamp(1, MOST_CONNECTIONS)),
         };
         let limits = Limits {

@@ -104,7 +104,7 @@ impl Inner {
         let heads = self.waiting.iter().enumerate().filter(|(_, waiting)| !waits(waiting.after));
         // Should they name one another in a circle, which nobody sends, the first to come is as good as any.
         let heads = heads.min_by_key(|(_, waiting)| waiting.until).map(|(at, _)| at);
-        heads.or(if self.waiting.is_empty() { None } else { Some(0) })
+        heads.or((!self.waiting.is_empty()).then_some(0))
     }
 
     /// Moves `delivery` to the end of the queue, and after it whatever waited for it, in the order of arrival.

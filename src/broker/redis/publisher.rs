@@ -58,7 +58,7 @@ pub struct Publisher<R> {
     expiries: VecDeque<(Instant, Ticket)>,
     deadlines: VecDeque<(Instant, Ticket)>,
     /// When that which is only sent again is given up.
-    kept: BTreeSet<(Instant, Ticket)>,
+    kept: VecDeque<(Instant, Ticket)>,
     retries: BTreeSet<(Instant, Ticket)>,
 }
 
@@ -101,7 +101,7 @@ impl<R> Publisher<R> {
             handed_swept: now,
             expiries: VecDeque::new(),
             deadlines: VecDeque::new(),
-            kept: BTreeSet::new(),
+            kept: VecDeque::new(),
             retries: BTreeSet::new(),
         }
     }
@@ -311,15 +311,8 @@ impl<R> Publisher<R> {
         while let Some(ticket) = due(&mut self.deadlines, &self.pending, now) {
             self.decide(now, ticket, Outcome::Unreachable, actions);
         }
-        while let Some(&(at, ticket)) = self.kept.first() {
-            let waits = self.pending.contains_key(&ticket);
-            if waits && at > now {
-                break;
-            }
-            self.kept.pop_first();
-            if waits {
-                self.decide(now, ticket, Outcome::Unreachable, actions);
-            }
+        while let Some(ticket) = due(&mut self.kept, &self.pending, now) {
+            self.decide(now, ticket, Outcome::Unreachable, actions);
         }
         for link in 0..MAX_LINKS {
             if self.suspicious_at(&self.links[link]).is_some_and(|at| now >= at) {
@@ -346,7 +339,7 @@ impl<R> Publisher<R> {
         let deadline = self.deadlines.front().map(|(at, _)| *at);
         let retry = self.retries.first().map(|(at, _)| *at);
         let hedge = self.links.iter().filter_map(|slot| self.suspicious_at(slot)).min();
-        let kept = self.kept.first().map(|(at, _)| *at);
+        let kept = self.kept.front().map(|(at, _)| *at);
         [expiry, deadline, kept, retry, hedge].into_iter().flatten().min()
     }
 

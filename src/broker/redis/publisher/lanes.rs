@@ -45,7 +45,7 @@ impl<R> Publisher<R> {
             let until = first + self.times.keep;
             let again = Pending::new(now, until, id, receiver, payload, order, Duty::Again(first));
             let ticket = self.enqueue(Pending { after: Some(after), sent: true, again: true, ..again });
-            self.kept.insert((until, ticket));
+            self.kept.insert(self.kept.partition_point(|(at, _)| *at <= until), (until, ticket));
             self.lanes.entry(receiver).or_default().tickets.insert(place, ticket);
             receivers.insert(receiver);
         }
@@ -189,11 +189,8 @@ impl<R> Publisher<R> {
         let window = if moving || lane.held { 1 } else { lane.tickets.len() };
         let trusted = self.up & !self.suspect;
         let usable = if trusted != 0 { trusted } else { self.up };
-        for (at, ticket) in lane.tickets.iter().enumerate().take(window).skip(lane.given) {
+        for ticket in lane.tickets.iter().take(window).skip(lane.given) {
             let Some(pending) = self.pending.get_mut(ticket) else { continue };
-            if pending.out != 0 && at == lane.given && !lane.held {
-                lane.given = at + 1;
-            }
             if pending.out & trusted != 0 || pending.retry.is_some() {
                 continue; // It is under way, or waits for its time.
             }
@@ -214,9 +211,6 @@ impl<R> Publisher<R> {
                 actions.resent += 1;
             }
             pending.out |= targets;
-            if at == lane.given && !lane.held {
-                lane.given = at + 1;
-            }
             for (link, slot) in self.links.iter_mut().enumerate() {
                 if targets & bit(link) != 0 {
                     if !slot.is_busy() {
@@ -226,6 +220,10 @@ impl<R> Publisher<R> {
                 }
             }
             actions.wake |= targets;
+        }
+        let is_given = |ticket: &Ticket| self.pending.get(ticket).is_some_and(|pending| pending.out != 0);
+        while !lane.held && lane.given < window && lane.tickets.get(lane.given).is_some_and(is_given) {
+            lane.given += 1;
         }
         None
     }
