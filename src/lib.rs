@@ -28,6 +28,7 @@ pub mod websocket;
 pub mod backoff;
 pub mod broker;
 pub mod sentinel;
+pub mod transport;
 
 pub mod drain;
 pub mod health;

@@ -6,7 +6,9 @@ use prometheus::{
 };
 
 use crate::protocol::ErrorCode;
-use crate::registry::Delivered;
+use crate::transport::Arrived;
+use crate::transport::envelope::Foreign;
+use crate::transport::inbox::Arrival;
 
 /// Bounds in seconds: from a local answer to the send deadline.
 const LATENCIES: &[f64] =
@@ -85,22 +87,36 @@ pub struct Deliveries {
     pub duplicate: IntCounter,
     /// No such client on this node (any more).
     pub absent: IntCounter,
-    /// Too old to be told from a copy.
+    /// Wanted no more by the node that sent it.
     pub late: IntCounter,
-    /// The outbox was full.
+    /// Of a node that is not known to live.
+    pub stranger: IntCounter,
+    /// It waits for its predecessor.
+    pub waiting: IntCounter,
+    /// The receiver's outbox was full.
+    pub full: IntCounter,
+    /// No room to wait for its predecessor.
     pub overflow: IntCounter,
     /// Not an envelope of Texto's.
     pub malformed: IntCounter,
+    /// Of a version of Texto that this one doesn't read.
+    pub other_version: IntCounter,
 }
 
 impl Deliveries {
     /// Counts what became of an arrived message.
-    pub fn count(&self, delivered: Delivered) {
-        match delivered {
-            Delivered::Taken => &self.delivered,
-            Delivered::Duplicate => &self.duplicate,
-            Delivered::Absent => &self.absent,
-            Delivered::Overflow => &self.overflow,
+    pub fn count(&self, arrived: &Arrived) {
+        match arrived {
+            Arrived::Message(Arrival::Decided) => &self.delivered,
+            Arrived::Message(Arrival::Waits) => &self.waiting,
+            Arrived::Message(Arrival::Copy) => &self.duplicate,
+            Arrived::Message(Arrival::Dropped) => &self.overflow,
+            Arrived::Absent => &self.absent,
+            Arrived::Past => &self.late,
+            Arrived::Stranger => &self.stranger,
+            Arrived::Foreign(Foreign::Malformed) => &self.malformed,
+            Arrived::Foreign(Foreign::Version(_) | Foreign::Kind(_)) => &self.other_version,
+            Arrived::Control | Arrived::Met(..) => return,
         }
         .inc();
     }
@@ -150,8 +166,12 @@ impl Metrics {
                 duplicate: deliveries.with_label_values(&["duplicate"]),
                 absent: deliveries.with_label_values(&["absent"]),
                 late: deliveries.with_label_values(&["late"]),
+                stranger: deliveries.with_label_values(&["stranger"]),
+                waiting: deliveries.with_label_values(&["waiting"]),
+                full: deliveries.with_label_values(&["full"]),
                 overflow: deliveries.with_label_values(&["overflow"]),
                 malformed: deliveries.with_label_values(&["malformed"]),
+                other_version: deliveries.with_label_values(&["other_version"]),
             },
             outbox_dropped: r.counter("texto_outbox_dropped_total", "Messages dropped with a slow reader.")?,
             slow_readers: r.counter("texto_slow_readers_closed_total", "Sessions closed for reading too slowly.")?,

@@ -11,10 +11,11 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::config::Limits;
+use crate::transport::envelope::{Number, Place, Tag};
+use crate::transport::inbox::{Arrival, Due, Inbox, Room};
 
-/// How long a message waits for its predecessor: that was handed to this node already, and lies in the
-/// socket of another link.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// No sender has more than this part of an outbox, however fast it writes.
+const SHARE: usize = 4;
 
 /// A message for a session's client.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum Outcome {
     Handed,
     /// Nobody is connected as the receiver.
     NotConnected,
+    /// The receiver's outbox is full.
+    Busy,
     /// Not handed over before the deadline.
     Unreachable,
 }
@@ -56,17 +59,8 @@ pub enum CloseOrder {
     Drain,
     /// The node stops now: 1001.
     Stop,
-    /// The outbox overflowed: 1013.
+    /// Its oldest message was not taken in time: 1013.
     SlowReader,
-}
-
-/// Whether a message found room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
-    /// It will be written.
-    Taken,
-    /// The session is closing, or is closed now because there was no room.
-    Refused,
 }
 
 /// The outbox of one session.
@@ -81,39 +75,72 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct Inner {
-    deliveries: VecDeque<Delivery>,
-    /// Messages whose predecessor has not come yet, in the order of arrival.
-    waiting: Vec<Waiting>,
-    bytes: usize,
+    shelf: Shelf,
+    /// What has been decided about messages; most sessions get none for most of the time.
+    inbox: Option<Box<Inbox<Delivery>>>,
     answers: VecDeque<Answer>,
     close: Option<CloseOrder>,
+    /// Nothing is taken any more: what is in here is all that will be written.
+    sealed: bool,
     subscribed: bool,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    delivery: Delivery,
-    after: Uuid,
-    until: Instant,
+/// The messages of an outbox, and those that wait for their predecessors.
+#[derive(Debug, Default)]
+struct Shelf {
+    deliveries: VecDeque<Delivery>,
+    bytes: usize,
+    waiting: usize,
+    waiting_bytes: usize,
 }
 
-impl Inner {
-    /// The one that is to wait no longer next: not one whose predecessor waits here as well.
-    fn first_waiting(&self) -> Option<usize> {
-        let waits = |id: Uuid| self.waiting.iter().any(|waiting| waiting.delivery.id == id);
-        let heads = self.waiting.iter().enumerate().filter(|(_, waiting)| !waits(waiting.after));
-        // Should they name one another in a circle, which nobody sends, the first to come is as good as any.
-        let heads = heads.min_by_key(|(_, waiting)| waiting.until).map(|(at, _)| at);
-        heads.or((!self.waiting.is_empty()).then_some(0))
+/// A shelf with its bounds.
+struct Bounded<'a> {
+    shelf: &'a mut Shelf,
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+impl Bounded<'_> {
+    /// Whether one sender has so much in here that the rest is for others.
+    fn has_its_share(&self, sender: Uuid, bytes: usize) -> bool {
+        let (most, most_bytes) = (self.max_messages.div_ceil(SHARE), self.max_bytes.div_ceil(SHARE));
+        if self.shelf.deliveries.len() < most && self.shelf.bytes + bytes <= most_bytes {
+            return false;
+        }
+        let mine = self.shelf.deliveries.iter().filter(|delivery| delivery.sender == sender);
+        let (count, sum) = mine.fold((0, 0), |(count, sum), delivery| (count + 1, sum + delivery.text.len()));
+        // One message always fits, however long the operator lets them be.
+        count >= most || count > 0 && sum + bytes > most_bytes
+    }
+}
+
+impl Room<Delivery> for Bounded<'_> {
+    fn may_wait(&mut self, message: &Delivery) -> bool {
+        let bytes = self.shelf.waiting_bytes + message.text.len();
+        let fits = self.shelf.waiting < self.max_messages && bytes <= self.max_bytes;
+        if fits {
+            self.shelf.waiting += 1;
+            self.shelf.waiting_bytes = bytes;
+        }
+        fits
     }
 
-    /// Moves `delivery` to the end of the queue, and after it whatever waited for it, in the order of arrival.
-    fn deliver(&mut self, delivery: Delivery) {
-        let mut next = VecDeque::from([delivery]);
-        while let Some(delivery) = next.pop_front() {
-            next.extend(self.waiting.extract_if(.., |w| w.after == delivery.id).map(|waiting| waiting.delivery));
-            self.deliveries.push_back(delivery);
+    fn waits_no_more(&mut self, message: &Delivery) {
+        self.shelf.waiting -= 1;
+        self.shelf.waiting_bytes -= message.text.len();
+    }
+
+    fn admit(&mut self, message: Delivery) -> bool {
+        let bytes = message.text.len();
+        let fits = self.shelf.deliveries.len() < self.max_messages
+            && self.shelf.bytes + bytes <= self.max_bytes
+            && !self.has_its_share(message.sender, bytes);
+        if fits {
+            self.shelf.bytes += bytes;
+            self.shelf.deliveries.push_back(message);
         }
+        fits
     }
 }
 
@@ -152,35 +179,55 @@ impl Outbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a message; without room for it the session is told to close. It waits for `after` if that is
-    /// `missing`, or waits itself.
-    pub fn push(&self, now: Instant, delivery: Delivery, after: Uuid, missing: bool) -> Pushed {
+    /// A message of `sender` by the node `tag` has come; what is decided now goes to `due`. `None` when nothing is
+    /// taken any more.
+    pub fn arrive(
+        &self,
+        tag: Tag,
+        sender: Uuid,
+        place: Place,
+        make: impl FnOnce() -> Delivery,
+        due: &mut Vec<Due>,
+    ) -> Option<Arrival> {
         let mut inner = self.lock();
-        // Until it is drained, a session takes what comes: its sender has been told so.
-        if inner.close.is_some_and(|order| order != CloseOrder::Drain) {
-            return Pushed::Refused;
+        if inner.sealed {
+            return None;
         }
-        let bytes = inner.bytes.saturating_add(delivery.text.len());
-        let fits = inner.deliveries.len() + inner.waiting.len() < self.max_messages && bytes <= self.max_bytes;
-        if !fits {
-            inner.close = Some(CloseOrder::SlowReader);
-        } else {
-            inner.bytes = bytes;
-            if missing || inner.waiting.iter().any(|waiting| waiting.delivery.id == after) {
-                inner.waiting.push(Waiting { delivery, after, until: now + PATIENCE });
-            } else {
-                inner.deliver(delivery);
-            }
-        }
+        let Inner { shelf, inbox, .. } = &mut *inner;
+        let before = shelf.deliveries.len();
+        let mut room = Bounded { shelf, max_messages: self.max_messages, max_bytes: self.max_bytes };
+        let arrival = inbox.get_or_insert_default().arrive(tag, sender, place, make, &mut room, due);
+        let wake = inner.shelf.deliveries.len() > before;
         drop(inner);
-        self.wake.notify_one();
-        if fits { Pushed::Taken } else { Pushed::Refused }
+        if wake {
+            self.wake.notify_one();
+        }
+        Some(arrival)
     }
 
-    /// When the first message that waits for its predecessor is to wait no longer.
-    pub fn waits_until(&self) -> Option<Instant> {
-        let inner = self.lock();
-        inner.first_waiting().map(|at| inner.waiting[at].until)
+    /// Takes a message that comes once and in order by itself: whether there was room, or `None` when nothing is taken
+    /// any more.
+    pub fn admit(&self, delivery: Delivery) -> Option<bool> {
+        let mut inner = self.lock();
+        if inner.sealed {
+            return None;
+        }
+        let (max_messages, max_bytes) = (self.max_messages, self.max_bytes);
+        let admitted = Bounded { shelf: &mut inner.shelf, max_messages, max_bytes }.admit(delivery);
+        drop(inner);
+        self.wake.notify_one();
+        Some(admitted)
+    }
+
+    /// Forgets the lanes of which their node wants nothing any more: `floor` is that node's.
+    pub fn prune(&self, floor: impl Fn(Tag) -> Option<Number>) {
+        let mut inner = self.lock();
+        let Inner { shelf, inbox, .. } = &mut *inner;
+        let Some(lanes) = inbox else { return };
+        lanes.prune(floor, &mut Bounded { shelf, max_messages: self.max_messages, max_bytes: self.max_bytes });
+        if lanes.is_empty() {
+            *inbox = None;
+        }
     }
 
     fn answer(&self, answer: Answer) {
@@ -206,23 +253,14 @@ impl Outbox {
 
     /// Takes answers, up to `most` messages, and, when nothing else is left, the order to close.
     pub fn take(&self, most: usize) -> Batch {
-        self.take_at(Instant::now(), most)
-    }
-
-    /// The same, at a given time: it decides what has waited long enough for its predecessor.
-    pub fn take_at(&self, now: Instant, most: usize) -> Batch {
         let mut inner = self.lock();
-        while let Some(at) = inner.first_waiting().filter(|at| inner.waiting[*at].until <= now) {
-            let waiting = inner.waiting.remove(at);
-            inner.deliver(waiting.delivery);
-        }
-        let count = inner.deliveries.len().min(most);
-        let deliveries: Vec<_> = inner.deliveries.drain(..count).collect();
-        inner.bytes -= deliveries.iter().map(|delivery| delivery.text.len()).sum::<usize>();
+        let count = inner.shelf.deliveries.len().min(most);
+        let deliveries: Vec<_> = inner.shelf.deliveries.drain(..count).collect();
+        inner.shelf.bytes -= deliveries.iter().map(|delivery| delivery.text.len()).sum::<usize>();
         let answers = inner.answers.drain(..).collect();
-        let rest = !inner.deliveries.is_empty();
+        let rest = !inner.shelf.deliveries.is_empty();
         let immediate = matches!(inner.close, Some(CloseOrder::SlowReader | CloseOrder::Stop));
-        let close = inner.close.filter(|_| immediate || !rest && inner.waiting.is_empty());
+        let close = inner.close.filter(|_| immediate || !rest);
         let subscribed = inner.subscribed;
         drop(inner);
         if rest {
@@ -231,12 +269,19 @@ impl Outbox {
         Batch { answers, deliveries, close, subscribed }
     }
 
-    /// The number of messages that nobody will write.
+    /// Takes nothing more from now on. Returns whether all that was taken has been written as well.
+    pub fn seal(&self) -> bool {
+        let mut inner = self.lock();
+        inner.sealed = true;
+        inner.shelf.deliveries.is_empty()
+    }
+
+    /// Takes nothing more, and throws away what is left. Returns the number of messages that nobody will write.
     pub fn discard(&self) -> usize {
         let mut inner = self.lock();
-        inner.close.get_or_insert(CloseOrder::Stop);
-        inner.bytes = 0;
-        std::mem::take(&mut inner.deliveries).len() + std::mem::take(&mut inner.waiting).len()
+        inner.sealed = true;
+        inner.inbox = None;
+        std::mem::take(&mut inner.shelf).deliveries.len()
     }
 
     /// Whether a slow reader or a hard stop demands an end, whatever is being written.
@@ -247,8 +292,7 @@ impl Outbox {
     /// Gives back the memory of a past burst.
     pub fn shrink(&self) {
         let mut inner = self.lock();
-        inner.deliveries.shrink_to_fit();
-        inner.waiting.shrink_to_fit();
+        inner.shelf.deliveries.shrink_to_fit();
         inner.answers.shrink_to_fit();
     }
 
@@ -301,6 +345,8 @@ pub(crate) mod tests {
     use super::*;
     use std::sync::Arc;
 
+    use crate::transport::envelope::Decision;
+
     pub(crate) fn outbox(messages: usize, bytes: usize) -> Arc<Outbox> {
         Arc::new(Outbox::new(Uuid::new_v4(), &Limits::small(messages, bytes)))
     }
@@ -309,42 +355,53 @@ pub(crate) mod tests {
         Delivery { id: Uuid::new_v4(), sender: Uuid::nil(), text: text.into() }
     }
 
-    fn push(outbox: &Outbox, text: &str) -> Pushed {
-        outbox.push(Instant::now(), delivery(text), Uuid::nil(), false)
+    pub(crate) fn place(number: Number) -> Place {
+        Place { number, previous: 0, floor: number, attempt: 0 }
+    }
+
+    fn push(outbox: &Outbox, sender: u128, number: Number, text: &str) -> Decision {
+        let mut due = Vec::new();
+        let sender = Uuid::from_u128(sender);
+        let make = || Delivery { sender, ..delivery(text) };
+        assert!(outbox.arrive(1, sender, place(number), make, &mut due).is_some());
+        due[0].decision
     }
 
     #[test]
-    fn too_many_messages_or_bytes_close_a_slow_reader() {
+    fn a_full_outbox_closes_nobody_and_has_room_again() {
         for outbox in [outbox(2, 1000), outbox(1000, 6)] {
-            assert_eq!(push(&outbox, "abc"), Pushed::Taken);
-            assert_eq!(push(&outbox, "abc"), Pushed::Taken);
+            assert_eq!(push(&outbox, 1, 1, "abc"), Decision::Taken);
+            assert_eq!(push(&outbox, 2, 2, "abc"), Decision::Taken);
+            assert_eq!(push(&outbox, 3, 3, "a"), Decision::Full);
             assert!(!outbox.must_end());
-            assert_eq!(push(&outbox, "a"), Pushed::Refused);
-            assert!(outbox.must_end());
-            assert_eq!(outbox.take(9).close, Some(CloseOrder::SlowReader));
-            assert_eq!(push(&outbox, "a"), Pushed::Refused);
+            assert_eq!(outbox.take(1).deliveries.len(), 1);
+            assert_eq!(push(&outbox, 3, 4, "a"), Decision::Taken);
         }
     }
 
     #[test]
-    fn room_taken_out_can_be_filled_again() {
-        let outbox = outbox(2, 4);
-        for _ in 0..10 {
-            assert_eq!(push(&outbox, "ab"), Pushed::Taken);
-            assert_eq!(push(&outbox, "cd"), Pushed::Taken);
-            assert_eq!(outbox.take(1).deliveries.len(), 1);
-            assert_eq!(outbox.take(1).deliveries.len(), 1);
+    fn one_sender_leaves_room_for_others() {
+        let outbox = outbox(16, 1600);
+        for number in 1..=4 {
+            assert_eq!(push(&outbox, 1, number, "a"), Decision::Taken);
+        }
+        assert_eq!(push(&outbox, 1, 5, "a"), Decision::Full);
+        for sender in 2..=4 {
+            assert_eq!(push(&outbox, sender, 5 + sender as u64, &"a".repeat(400)[..390]), Decision::Taken);
         }
     }
 
     #[test]
-    fn a_drain_lets_waiting_messages_out_first() {
+    fn a_drain_lets_waiting_messages_out_first_and_what_comes_after_the_seal_is_not_taken() {
         let outbox = outbox(9, 99);
-        push(&outbox, "a");
-        push(&outbox, "b");
+        push(&outbox, 1, 1, "a");
+        push(&outbox, 2, 2, "b");
         outbox.close(CloseOrder::Drain);
         assert_eq!(outbox.take(1).close, None);
+        assert!(!outbox.seal());
+        assert_eq!(outbox.arrive(1, Uuid::nil(), place(3), || delivery("c"), &mut Vec::new()), None);
         assert_eq!(outbox.take(1).close, Some(CloseOrder::Drain));
+        assert!(outbox.seal());
         outbox.close(CloseOrder::Stop);
         assert_eq!(outbox.take(1).close, Some(CloseOrder::Stop));
     }

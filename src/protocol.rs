@@ -59,11 +59,13 @@ pub enum ErrorCode {
     EMsgSize,
     /// Too many unanswered sends.
     EAgain,
+    /// The receiver's outbox is full.
+    EBusy,
 }
 
 impl ErrorCode {
     /// Every code, for metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ESyntax,
         Self::EKind,
         Self::EInval,
@@ -72,6 +74,7 @@ impl ErrorCode {
         Self::EBroker,
         Self::EMsgSize,
         Self::EAgain,
+        Self::EBusy,
     ];
 
     /// The code as it stands on the wire.
@@ -85,6 +88,7 @@ impl ErrorCode {
             Self::EBroker => "EBROKER",
             Self::EMsgSize => "EMSGSIZE",
             Self::EAgain => "EAGAIN",
+            Self::EBusy => "EBUSY",
         }
     }
 }

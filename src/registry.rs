@@ -1,38 +1,17 @@
-//! Owns who is connected here: client id to outbox, and which messages they already have.
-//!
-//! Nothing in it awaits. A message is recognised as a copy and put into its outbox under one lock,
-//! so that copies which race over several links can't overtake one another.
+//! Owns who is connected here: client id to outbox. Nothing in it awaits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::outbox::{CloseOrder, Delivery, Outbox, Pushed};
+use crate::outbox::{CloseOrder, Delivery, Outbox};
+use crate::transport::envelope::{Place, Tag};
+use crate::transport::inbox::{Arrival, Due};
+use crate::transport::peers::Peers;
 
 const SHARDS: usize = 64;
-
-/// How long a message's id is remembered, at least, unless too many (16,384 in a shard) follow it sooner.
-/// Copies that are older are recognised by their age instead (see `broker::redis::envelope`).
-pub const DEDUPE_WINDOW: Duration = Duration::from_secs(30);
-
-/// Ids that a shard remembers in each of two generations: 64 × 16,384 × 2 ids of 16 bytes at most.
-const REMEMBERED: usize = 16_384;
-
-/// What became of a message that arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivered {
-    /// It is in the outbox.
-    Taken,
-    /// It had arrived before.
-    Duplicate,
-    /// No such client here.
-    Absent,
-    /// The receiver reads too slowly and is being closed.
-    Overflow,
-}
 
 /// The sessions of this node.
 #[derive(Debug)]
@@ -44,31 +23,6 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Shard {
     clients: HashMap<Uuid, Arc<Outbox>>,
-    seen: Seen,
-}
-
-/// The ids of recent messages, in two generations, so that forgetting costs nothing.
-#[derive(Debug, Default)]
-struct Seen {
-    young: HashSet<Uuid>,
-    old: HashSet<Uuid>,
-    since: Option<Instant>,
-}
-
-impl Seen {
-    fn contains(&self, id: &Uuid) -> bool {
-        self.young.contains(id) || self.old.contains(id)
-    }
-
-    /// Whether `id` is new; it is remembered from now on.
-    fn insert(&mut self, now: Instant, id: Uuid) -> bool {
-        let since = *self.since.get_or_insert(now);
-        if now.saturating_duration_since(since) > DEDUPE_WINDOW || self.young.len() >= REMEMBERED {
-            self.old = std::mem::take(&mut self.young);
-            self.since = Some(now);
-        }
-        !self.old.contains(&id) && self.young.insert(id)
-    }
 }
 
 impl Default for Registry {
@@ -90,29 +44,32 @@ impl Registry {
         Registration { registry: self.clone(), outbox }
     }
 
-    /// Puts a message into the outbox of `receiver`, unless it is a copy; it waits there for `after` (if
-    /// not nil), should that not have come yet. `make` is called only for a message that will be kept, so
-    /// that a copy costs neither parsing nor memory.
+    /// Has the session of `receiver` decide about a message (see [`Inbox`](crate::transport::inbox::Inbox)); `None`
+    /// when there is no such session here. `make` is called only for a message that is kept, so that a copy costs
+    /// neither parsing nor memory.
     pub fn deliver(
         &self,
-        now: Instant,
         receiver: Uuid,
-        id: Uuid,
-        after: Uuid,
+        tag: Tag,
+        sender: Uuid,
+        place: Place,
         make: impl FnOnce() -> Delivery,
-    ) -> Delivered {
-        let mut shard = self.shard(receiver);
-        let Shard { clients, seen } = &mut *shard;
-        let Some(outbox) = clients.get(&receiver) else {
-            return Delivered::Absent;
-        };
-        if !seen.insert(now, id) {
-            return Delivered::Duplicate;
-        }
-        let missing = !after.is_nil() && !seen.contains(&after);
-        match outbox.push(now, make(), after, missing) {
-            Pushed::Taken => Delivered::Taken,
-            Pushed::Refused => Delivered::Overflow,
+        due: &mut Vec<Due>,
+    ) -> Option<Arrival> {
+        let outbox = self.get(receiver)?;
+        outbox.arrive(tag, sender, place, make, due)
+    }
+
+    /// Has every session forget the lanes of which nothing is wanted any more.
+    pub fn prune(&self, peers: &Peers) {
+        for shard in &self.shards {
+            let outboxes: Vec<_> = {
+                let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                shard.clients.values().cloned().collect()
+            };
+            for outbox in outboxes {
+                outbox.prune(|tag| peers.floor(tag));
+            }
         }
     }
 
@@ -171,12 +128,10 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::tests::{delivery, outbox};
-    use proptest::prelude::*;
+    use crate::outbox::tests::{delivery, outbox, place};
 
-    fn deliver(registry: &Registry, now: Instant, to: Uuid, id: u128) -> Delivered {
-        let id = Uuid::from_u128(id);
-        registry.deliver(now, to, id, Uuid::nil(), || Delivery { id, sender: Uuid::nil(), text: "x".into() })
+    fn deliver(registry: &Registry, to: Uuid, number: u64) -> Option<Arrival> {
+        registry.deliver(to, 1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new())
     }
 
     #[test]
@@ -185,13 +140,13 @@ mod tests {
         let outbox = outbox(9, 99);
         let client = outbox.client();
         let first = registry.register(outbox.clone());
-        assert_eq!(deliver(&registry, Instant::now(), client, 1), Delivered::Taken);
+        assert_eq!(deliver(&registry, client, 1), Some(Arrival::Decided));
         let successor = registry.register(Arc::new(Outbox::new(client, &crate::config::Limits::small(9, 99))));
         drop(first);
         assert_eq!(registry.clients(), [client], "a late old session must not evict its successor");
         drop(successor);
         assert!(registry.is_empty());
-        assert_eq!(deliver(&registry, Instant::now(), client, 2), Delivered::Absent);
+        assert_eq!(deliver(&registry, client, 2), None);
     }
 
     #[test]
@@ -199,68 +154,9 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let outbox = outbox(9, 99);
         let _registration = registry.register(outbox.clone());
-        let now = Instant::now();
-        assert_eq!(
-            registry.deliver(now, outbox.client(), Uuid::max(), Uuid::nil(), || delivery("a")),
-            Delivered::Taken
-        );
-        let copy = registry.deliver(now, outbox.client(), Uuid::max(), Uuid::nil(), || unreachable!("a copy was made"));
-        assert_eq!(copy, Delivered::Duplicate);
-        assert_eq!(deliver(&registry, now + DEDUPE_WINDOW, outbox.client(), u128::MAX), Delivered::Duplicate);
-    }
-
-    #[test]
-    fn a_message_waits_for_its_predecessor_but_not_for_ever() {
-        let registry = Arc::new(Registry::default());
-        let outbox = outbox(9, 99);
-        let _registration = registry.register(outbox.clone());
-        let now = Instant::now();
-        let put = |id: u128, after: u128| {
-            let id = Uuid::from_u128(id);
-            let make = || Delivery { id, sender: Uuid::nil(), text: "x".into() };
-            registry.deliver(now, outbox.client(), id, Uuid::from_u128(after), make)
-        };
-        let out = |at| outbox.take_at(at, 9).deliveries.iter().map(|d| d.id.as_u128()).collect::<Vec<_>>();
-        assert_eq!(put(3, 2), Delivered::Taken);
-        assert_eq!(put(4, 3), Delivered::Taken);
-        assert_eq!(put(3, 2), Delivered::Duplicate);
-        assert!(out(now).is_empty() && outbox.waits_until().is_some());
-        put(2, 1);
-        assert!(out(now).is_empty(), "the predecessor waits for its own");
-        put(1, 0);
-        assert_eq!(out(now), [1, 2, 3, 4]);
-        put(9, 10);
-        put(11, 10);
-        put(10, 0);
-        assert_eq!(out(now), [10, 9, 11], "two were under way together, behind the same one");
-        put(8, 7);
-        put(7, 6);
-        assert!(out(now).is_empty());
-        let end = outbox.waits_until().unwrap();
-        assert_eq!(out(end), [7, 8], "it was not to come");
-        assert_eq!(outbox.waits_until(), None);
-    }
-
-    proptest! {
-        /// Links deliver prefixes of one stream, each in order, interleaved at random, with repeats
-        /// after a lost link: the session sees the stream once and in order.
-        #[test]
-        fn copies_over_racing_links_arrive_once_and_in_order(
-            steps in proptest::collection::vec((0..3_usize, 0..4_usize), 1..200),
-        ) {
-            let registry = Arc::new(Registry::default());
-            let outbox = outbox(1000, 1000);
-            let _registration = registry.register(outbox.clone());
-            let mut next = [0_u128; 3];
-            let mut most = 0;
-            for (link, back) in steps {
-                next[link] = next[link].saturating_sub(if back == 3 { 5 } else { 0 });
-                deliver(&registry, Instant::now(), outbox.client(), next[link]);
-                next[link] += 1;
-                most = most.max(next[link]);
-            }
-            let ids: Vec<_> = outbox.take(1000).deliveries.iter().map(|d| d.id.as_u128()).collect();
-            prop_assert_eq!(ids, (0..most).collect::<Vec<_>>());
-        }
+        assert_eq!(deliver(&registry, outbox.client(), 1), Some(Arrival::Decided));
+        let make = || unreachable!("a copy was made");
+        let copy = registry.deliver(outbox.client(), 1, Uuid::nil(), place(1), make, &mut Vec::new());
+        assert_eq!(copy, Some(Arrival::Copy));
     }
 }

@@ -92,6 +92,9 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         draining: None,
     };
     let end = session.run_inner(greet).await;
+    // Whatever comes now is not taken, and its sender is told so. What was taken and can't be written any more is lost
+    // with the connection; an orderly end has written it.
+    let unwritten = session.outbox.discard();
     // Nobody reaches the client from here on, and it counts as gone, while it reads the close frame.
     drop(entry);
     drop(held);
@@ -99,7 +102,7 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
     metrics.sessions_closed.with_label_values(&[end.label()]).inc();
     if end == End::SlowReader {
         metrics.slow_readers.inc();
-        metrics.outbox_dropped.inc_by(session.outbox.discard() as u64);
+        metrics.outbox_dropped.inc_by(unwritten as u64);
     }
     let farewell = match end {
         End::Closed | End::Broken => None,
@@ -197,7 +200,7 @@ impl Session {
         let compact = grown.then(|| self.heard + COMPACT_AFTER).filter(|at| *at > Instant::now());
         let ping = self.heard + self.context.limits.ping_interval * if self.pinged { 2 } else { 1 };
         let drain = self.draining.map(|since| since + ANSWER_PATIENCE);
-        [Some(ping), compact, drain, self.outbox.waits_until()].into_iter().flatten().min().unwrap_or(ping)
+        [Some(ping), compact, drain].into_iter().flatten().min().unwrap_or(ping)
     }
 
     /// Handles a frame, and those that are already there behind it, up to a bound.
@@ -259,6 +262,11 @@ impl Session {
     async fn on_timer(&mut self) -> Option<End> {
         let now = Instant::now();
         if self.draining.is_some_and(|since| now >= since + ANSWER_PATIENCE) {
+            while !self.outbox.seal() {
+                if let Some(end) = self.write_outbox().await {
+                    return Some(end);
+                }
+            }
             return Some(End::Drained);
         }
         if self.socket.as_ref().is_some_and(Socket::is_grown) && now >= self.heard + COMPACT_AFTER {
@@ -308,7 +316,8 @@ impl Session {
         if wrote && self.draining.is_some() {
             self.outbox.nudge(); // More may have come meanwhile; with nothing left, this is the end.
         }
-        (close.is_some() && !wrote && self.unanswered == 0).then_some(End::Drained)
+        // What came since the outbox was looked at is written first: its sender has been told that it is here.
+        (close.is_some() && !wrote && self.unanswered == 0 && self.outbox.seal()).then_some(End::Drained)
     }
 
     async fn refuse(&mut self, id: Option<Uuid>, code: ErrorCode, description: &str) -> Result<(), WriteError> {
@@ -377,6 +386,10 @@ fn encode_answer(context: &Context, client: Uuid, answer: &Answer) -> Frame {
         Outcome::NotConnected => {
             Reply::Error { code: ErrorCode::ENotConn, description: "nobody is connected as the receiver" }
         }
+        Outcome::Busy => Reply::Error {
+            code: ErrorCode::EBusy,
+            description: "the receiver reads more slowly than it is written to: try again later",
+        },
         Outcome::Unreachable => Reply::Error {
             code: ErrorCode::EBroker,
             description: "the message could not be handed over in time: it may be sent again",

@@ -1,14 +1,13 @@
 //! Owns the broker for one node without Redis: the registry is all there is.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use uuid::Uuid;
 
 use super::{Broker, BrokerStatus, Message};
 use crate::metrics::Metrics;
 use crate::outbox::{Delivery, Outcome, ReplyTo};
-use crate::registry::{Delivered, Registry};
+use crate::registry::Registry;
 
 /// Hands messages straight to the sessions of this process.
 #[derive(Debug)]
@@ -27,13 +26,16 @@ impl Embedded {
 impl Broker for Embedded {
     fn publish(&self, message: Message, reply: ReplyTo) {
         let Message { id, sender, receiver, text } = message;
-        let make = || Delivery { id, sender, text: text.into_boxed_str() };
-        let delivered = self.registry.deliver(Instant::now(), receiver, id, Uuid::nil(), make);
-        self.metrics.deliveries.count(delivered);
-        reply.answer(match delivered {
-            Delivered::Taken | Delivered::Duplicate => Outcome::Handed,
-            Delivered::Absent | Delivered::Overflow => Outcome::NotConnected,
-        });
+        let delivery = Delivery { id, sender, text: text.into_boxed_str() };
+        let deliveries = &self.metrics.deliveries;
+        let admitted = self.registry.get(receiver).and_then(|outbox| outbox.admit(delivery));
+        let (outcome, counter) = match admitted {
+            Some(true) => (Outcome::Handed, &deliveries.delivered),
+            Some(false) => (Outcome::Busy, &deliveries.full),
+            None => (Outcome::NotConnected, &deliveries.absent),
+        };
+        counter.inc();
+        reply.answer(outcome);
     }
 
     fn joined(&self, client: Uuid) {

@@ -1,11 +1,9 @@
-//! Owns the broker over Redis: topology in, links kept, messages out through the publisher.
+//! Owns the broker over Redis: topology in, links kept, bytes to and from the transport.
 
 pub mod connection;
-pub mod envelope;
 pub mod link;
-pub mod publisher;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,29 +13,27 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use self::envelope::{Ages, Envelope};
 use self::link::Link;
-use self::publisher::{Actions, LinkId, MAX_LINKS, Outgoing, Publisher, Times};
 use super::{Broker, BrokerStatus, LinkState, Message};
 use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
-use crate::registry::{DEDUPE_WINDOW, Registry};
+use crate::registry::Registry;
 use crate::sentinel::{Topology, Watcher};
+use crate::transport::envelope::{Channel, Foreign, Hello, Tag, VERSION, body};
+use crate::transport::peers::HELLO_EVERY;
+use crate::transport::sender::{Actions, Answer, Command, LinkId, MAX_LINKS, Sender, Times};
+use crate::transport::{Arrived, Gathered, Transport};
 
 /// A server that does not answer for this long is helped out by the others.
 const HEDGE: Duration = Duration::from_millis(100);
-/// Quiet for this long, with everything in its place, is calm.
+/// So long after the last sign of trouble with the master, messages go to it alone again.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Quiet for this long, with something missing, is calm as well: it may never come back.
-const UNSETTLED: Duration = Duration::from_secs(15);
 /// A server that left the topology keeps its link this long: other nodes may still publish there.
 const LINGER: Duration = Duration::from_secs(15);
-/// How far back a lost link's answers are doubted, at least.
-const TAIL: Duration = Duration::from_secs(3);
 /// Bytes of messages that may wait for a decision.
 const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
-/// The pace of the publisher's clock while something waits.
+/// The pace of the transport's clock while something waits.
 const TICK: Duration = Duration::from_millis(5);
 
 /// Which servers this node keeps links to: the one place that decides it.
@@ -63,13 +59,11 @@ pub(crate) struct Shared {
     client_name: String,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
-    publisher: Mutex<Publisher<ReplyTo>>,
+    transport: Transport<ReplyTo>,
     wakes: [Notify; MAX_LINKS],
     ticker: Notify,
-    ages: Mutex<Ages>,
-    start: Instant,
-    /// Tells this run of this node from all others in envelopes.
-    tag: u64,
+    /// Versions of the wire format that others write and this node can't read, once each in the log.
+    strange: Mutex<BTreeSet<Foreign>>,
     links: Mutex<BTreeMap<Address, Held>>,
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
@@ -97,6 +91,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The client of a channel.
+fn client_of(channel: &[u8]) -> Option<Uuid> {
+    match Channel::parse(channel)? {
+        Channel::Client(client) => Some(client),
+        Channel::Node(_) | Channel::Nodes => None,
+    }
+}
+
 impl RedisBroker {
     /// Starts to look for Redis. Its tasks run on `tasks` until `cancel`.
     pub fn start(
@@ -120,30 +122,19 @@ impl RedisBroker {
                 (watcher.topology(), Some(watcher))
             }
         };
-        // What is sent again must come while receivers' nodes remember the first copy; before that, it may have
-        // been answered a while ago, and be held by a server that hangs, and in sockets.
-        let tail = TAIL.max(config.heartbeat_timeout * 3 / 2);
-        let spent = tail + config.heartbeat_timeout + config.send_timeout;
-        let times = Times {
-            tail,
-            send: config.send_timeout,
-            hedge: HEDGE,
-            settle: SETTLE,
-            unsettled: UNSETTLED,
-            keep: DEDUPE_WINDOW.saturating_sub(spent),
-            max_bytes: MAX_PENDING_BYTES,
-        };
+        let times = Times { send: config.send_timeout, hedge: HEDGE, settle: SETTLE, max_bytes: MAX_PENDING_BYTES };
+        // New for each start, so that nobody takes what an earlier run of this node sent for this one's.
+        let tag: Tag = fastrand::u64(1..);
+        let transport = Transport::new(now, tag, node_id, times, registry.clone(), fastrand::Rng::new());
         let shared = Arc::new(Shared {
             config: config.clone(),
             client_name: format!("texto:{node_id}"),
             registry,
             metrics,
-            publisher: Mutex::new(Publisher::new(now, times)),
+            transport,
             wakes: std::array::from_fn(|_| Notify::new()),
             ticker: Notify::new(),
-            ages: Mutex::new(Ages::new(now)),
-            start: now,
-            tag: fastrand::u64(..),
+            strange: Mutex::default(),
             links: Mutex::default(),
             topology,
             watcher,
@@ -164,22 +155,24 @@ impl RedisBroker {
 }
 
 impl Shared {
-    /// Changes the publisher, then answers and wakes outside its lock: the links that have something to
-    /// send, and the clock when something waits where nothing did (new, or sent again).
-    fn with_publisher<T>(
-        &self,
-        change: impl FnOnce(&mut Publisher<ReplyTo>, Instant, &mut Actions<ReplyTo>) -> T,
-    ) -> T {
+    /// Changes the sender, then answers and wakes outside its lock.
+    fn with_sender<T>(&self, change: impl FnOnce(&mut Sender<ReplyTo>, Instant, &mut Actions<ReplyTo>) -> T) -> T {
         let mut actions = Actions::default();
-        let mut publisher = lock(&self.publisher);
-        let was_idle = publisher.pending() == 0;
-        let result = change(&mut publisher, Instant::now(), &mut actions);
-        let pending = publisher.pending();
-        drop(publisher);
+        let mut sender = self.transport.sender();
+        let was_idle = sender.pending() == 0;
+        let result = change(&mut sender, Instant::now(), &mut actions);
+        let pending = sender.pending();
+        drop(sender);
         if was_idle && pending > 0 {
             self.ticker.notify_one();
         }
         self.metrics.messages_pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.act(actions);
+        result
+    }
+
+    /// Answers, and wakes the links that have something to send.
+    fn act(&self, actions: Actions<ReplyTo>) {
         self.metrics.messages_resent.inc_by(actions.resent);
         for link in actions.links() {
             self.wakes[link].notify_one();
@@ -187,20 +180,62 @@ impl Shared {
         for (reply, outcome) in actions.decided {
             reply.answer(outcome);
         }
-        result
     }
 
-    fn next_batch(&self, link: LinkId) -> Vec<Outgoing> {
-        lock(&self.publisher).next_batch(Instant::now(), link)
+    /// This run of this node, in envelopes.
+    fn tag(&self) -> Tag {
+        self.transport.tag()
     }
 
-    fn answered(&self, link: LinkId, receivers: &[u64]) {
-        self.with_publisher(|publisher, now, actions| publisher.answered(now, link, receivers, actions));
+    /// The channels that a link subscribes last.
+    fn own_channels(&self) -> Vec<Vec<u8>> {
+        self.transport.own_channels().iter().map(|channel| channel.name().into_bytes()).collect()
+    }
+
+    fn next_batch(&self, link: LinkId) -> Vec<Command> {
+        self.transport.sender().next_batch(Instant::now(), link)
+    }
+
+    fn answered(&self, link: LinkId, answers: Vec<Answer>) {
+        self.with_sender(|sender, now, actions| sender.answered(now, link, answers, actions));
+    }
+
+    /// Something has come in on a subscription.
+    fn receive(&self, channel: &[u8], payload: &[u8], gathered: &mut Gathered) {
+        let mut actions = Actions::default();
+        let arrived = self.transport.arrived(Instant::now(), channel, payload, gathered, &mut actions);
+        self.metrics.deliveries.count(&arrived);
+        match arrived {
+            Arrived::Met(_, hello) => self.note_met(&hello),
+            Arrived::Foreign(foreign) => self.note_foreign(foreign),
+            _ => {}
+        }
+        self.act(actions);
+    }
+
+    /// All that a read has brought was handed on: its receipts go out.
+    fn after_read(&self, gathered: &mut Gathered) {
+        let mut actions = Actions::default();
+        self.transport.send_receipts(gathered, &mut actions);
+        self.act(actions);
+    }
+
+    fn note_met(&self, Hello { writes, reads, name, .. }: &Hello) {
+        info!(node = name, writes, reads, "another node is there");
+        if *reads < VERSION || *writes > VERSION {
+            warn!(node = name, writes, reads, own = VERSION, "it speaks another version: messages between us are lost");
+        }
+    }
+
+    fn note_foreign(&self, foreign: Foreign) {
+        if let (Foreign::Version(_) | Foreign::Kind(_), true) = (foreign, lock(&self.strange).insert(foreign)) {
+            warn!(?foreign, own = VERSION, "another version of Texto uses this Redis: stop its nodes, or upgrade this one");
+        }
     }
 
     fn link_up(&self, link: &Link) {
         self.roles_changed();
-        self.with_publisher(|publisher, now, actions| publisher.link_up(now, link.id, actions));
+        self.with_sender(|sender, now, actions| sender.link_up(now, link.id, actions));
     }
 
     fn link_synced(&self, link: &Link, channels: usize, took: Duration) {
@@ -209,12 +244,14 @@ impl Shared {
         self.metrics.replay_duration.observe(took.as_secs_f64());
         #[allow(clippy::cast_precision_loss)] // Not before 2^53 channels.
         self.metrics.replay_channels.with_label_values(&[&address]).set(channels as f64);
-        self.with_publisher(|publisher, now, actions| publisher.link_synced(now, link.id, actions));
+        let mut actions = Actions::default();
+        self.transport.link_synced(Instant::now(), link.id, &mut actions);
+        self.act(actions);
         self.note_usable();
     }
 
     fn link_lost(&self, link: &Link) {
-        self.with_publisher(|publisher, now, actions| publisher.link_lost(now, link.id, actions));
+        self.with_sender(|sender, now, actions| sender.link_lost(now, link.id, actions));
         self.roles_changed();
         self.note_usable();
         if let Some(watcher) = &self.watcher {
@@ -224,7 +261,7 @@ impl Shared {
 
     /// Tells the session that it can be reached, once that is true for whoever publishes as we would.
     fn confirmed(&self, link: &Link, channel: &[u8]) {
-        let Some(outbox) = envelope::client(channel).and_then(|client| self.registry.get(client)) else {
+        let Some(outbox) = client_of(channel).and_then(|client| self.registry.get(client)) else {
             return;
         };
         let master = self.master_link();
@@ -240,18 +277,11 @@ impl Shared {
         links.get(&master).map(|held| held.link.clone()).filter(|link| link.is_master())
     }
 
-    /// Tells the publisher who is master and who ought to be there.
+    /// Tells the transport who is master.
     fn roles_changed(&self) {
         let master = self.master_link().map(|link| link.id);
         self.metrics.master_linked.set(i64::from(master.is_some()));
-        let topology = self.topology.borrow().clone();
-        let mut expected = Vec::new();
-        for (address, held) in &*lock(&self.links) {
-            if held.unwanted_since.is_none() && topology.expects(address) {
-                expected.push(held.link.id);
-            }
-        }
-        self.with_publisher(|publisher, now, _| publisher.set_topology(now, master, expected.into_iter()));
+        self.with_sender(|sender, now, actions| sender.set_master(now, master, actions));
     }
 
     fn note_usable(&self) {
@@ -266,30 +296,22 @@ impl Shared {
         }
     }
 
-    /// `at` on the clock of this node's envelopes.
-    fn stamp_ms(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn age(&self, now: Instant, envelope: &Envelope<'_>) -> Duration {
-        lock(&self.ages).age(now, envelope.node, envelope.stamp_ms)
-    }
-
-    fn learn_age(&self, now: Instant, envelope: &Envelope<'_>) {
-        self.age(now, envelope);
-    }
-
-    /// Moves the publisher's clock while something waits.
+    /// Moves the transport's clock while something waits.
     async fn run_clock(&self) {
+        let mut beat = Instant::now();
         loop {
-            let due = self.with_publisher(|publisher, now, actions| publisher.tick(now, actions));
-            match due {
-                None => self.ticker.notified().await,
-                Some(due) => {
-                    let now = Instant::now();
-                    let next = due.clamp(now + TICK, now + 10 * TICK);
-                    tokio::time::sleep_until(next.into()).await;
-                }
+            let due = self.with_sender(|sender, now, actions| sender.tick(now, actions));
+            let now = Instant::now();
+            if now >= beat {
+                beat = now + HELLO_EVERY;
+                let mut actions = Actions::default();
+                self.transport.beat(now, &mut actions);
+                self.act(actions);
+            }
+            let next = due.map_or(beat, |due| due.clamp(now + TICK, now + 10 * TICK));
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = self.ticker.notified(), if due.is_none() => {}
             }
         }
     }
@@ -310,7 +332,7 @@ impl Shared {
                 },
                 _ = period.tick() => {}
                 () = self.alarmed() => {
-                    self.with_publisher(|publisher, now, _| publisher.disturb(now));
+                    self.with_sender(|sender, now, actions| sender.disturb(now, actions));
                 }
             }
         }
@@ -389,9 +411,9 @@ impl Shared {
 impl Broker for RedisBroker {
     fn publish(&self, message: Message, reply: ReplyTo) {
         let shared = &self.shared;
-        let payload = envelope::encode(&message, shared.tag);
-        shared.with_publisher(|publisher, now, actions| {
-            publisher.submit(now, message.receiver, message.id, payload, reply, actions);
+        let body = body(message.id, message.sender, &message.text);
+        shared.with_sender(|sender, now, actions| {
+            sender.submit(now, message.sender, message.receiver, body, reply, actions);
         });
     }
 

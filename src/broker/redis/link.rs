@@ -14,20 +14,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::Shared;
 use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, pack, pack_publish};
-use super::publisher::{LinkId, Outgoing};
-use super::{Shared, envelope};
 use crate::backoff::Backoff;
 use crate::broker::{LinkState, LinkStatus};
 use crate::config::Address;
-use crate::outbox::Delivery;
-use crate::registry::Delivered;
+use crate::transport::Gathered;
+use crate::transport::envelope::{Channel, head};
+use crate::transport::sender::{Answer, Command, LinkId};
 
 /// Channels in one SUBSCRIBE, and unconfirmed at a time.
 const REPLAY_BATCH: usize = 1000;
-/// After connecting, late copies may come for this long: from a server's backlog, or from what waited in
-/// the sockets of one that hung.
-const BACKLOG_SUSPICION: Duration = Duration::from_secs(10);
 /// Pauses between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MOST: Duration = Duration::from_millis(200);
@@ -244,7 +241,6 @@ impl Attempt<'_> {
         let mut beat = interval(limit / 4);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut commands = Vec::new();
-        let mut receivers = Vec::new();
         loop {
             let batch = shared.next_batch(link.id);
             let ask_role = if batch.is_empty() {
@@ -259,25 +255,35 @@ impl Attempt<'_> {
                 std::future::poll_fn(|cx| std::task::Poll::Ready(beat.poll_tick(cx).is_ready())).await
             };
             commands.clear();
-            for Outgoing { receiver, after, since, payload } in &batch {
-                let prefix = envelope::prefix(*after, shared.stamp_ms(*since));
-                pack_publish(&mut commands, &envelope::channel(*receiver), &[&prefix, payload]);
+            for command in &batch {
+                match command {
+                    Command::Message(receiver, place, body) => {
+                        let channel = Channel::Client(*receiver).name();
+                        pack_publish(&mut commands, channel.as_bytes(), &[&head(shared.tag(), *place), body]);
+                    }
+                    Command::Control(channel, bytes) => {
+                        pack_publish(&mut commands, channel.name().as_bytes(), &[bytes]);
+                    }
+                    Command::Count(channels) => {
+                        let names: Vec<String> = channels.iter().map(|channel| channel.name()).collect();
+                        let mut arguments: Vec<&[u8]> = vec![b"PUBSUB", b"NUMSUB"];
+                        arguments.extend(names.iter().map(String::as_bytes));
+                        pack(&mut commands, &arguments);
+                    }
+                }
             }
             if ask_role {
                 pack(&mut commands, &[b"ROLE"]);
             }
             let began = Instant::now();
             writer.write(&commands).await?;
-            receivers.clear();
+            let mut receivers: Vec<Answer> = Vec::with_capacity(batch.len());
             let mut result = Ok(());
             while receivers.len() < batch.len() {
                 match timeout(limit, reader.next()).await {
                     Err(_) => result = Err(ConnectionError::Silent(limit)),
                     Ok(Err(reason)) => result = Err(reason),
-                    Ok(Ok(reply)) => match connection::receivers(&reply) {
-                        Ok(count) => receivers.push(count),
-                        Err(reason) => result = Err(reason),
-                    },
+                    Ok(Ok(reply)) => receivers.push(answer(&reply)),
                 }
                 if result.is_err() {
                     break;
@@ -285,7 +291,7 @@ impl Attempt<'_> {
             }
             if !batch.is_empty() {
                 shared.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
-                shared.answered(link.id, &receivers);
+                shared.answered(link.id, receivers);
             }
             result?;
             if ask_role {
@@ -293,7 +299,7 @@ impl Attempt<'_> {
                 let role = connection::role(&reply)?;
                 heartbeat.observe(began.elapsed().as_secs_f64());
                 // It lives: what was kept from it while it was silent may go to it again.
-                shared.answered(link.id, &[]);
+                shared.answered(link.id, Vec::new());
                 if link.set_role(role) {
                     shared.roles_changed();
                 }
@@ -319,6 +325,8 @@ async fn subscriptions(
     let mut replay: VecDeque<Uuid> = shared.registry.clients().into();
     let channels = replay.len();
     let mut synced = false;
+    let mut own = shared.own_channels();
+    let mut gathered = Gathered::default();
     let mut unconfirmed = 0_usize;
     let mut heard = Instant::now();
     let mut last_beat = heard;
@@ -329,7 +337,7 @@ async fn subscriptions(
     loop {
         while let Some(reply) = reader.buffered()? {
             match reply {
-                Reply::Message { channel, payload } => receive(&shared, began, channel, payload),
+                Reply::Message { channel, payload } => shared.receive(channel, payload, &mut gathered),
                 Reply::Push(parts) => {
                     unconfirmed = unconfirmed.saturating_sub(1);
                     let confirmed = parts.first().and_then(Reply::text) == Some(b"subscribe");
@@ -349,6 +357,7 @@ async fn subscriptions(
                 }
             }
         }
+        shared.after_read(&mut gathered);
         commands.clear();
         if unconfirmed < REPLAY_BATCH {
             let (join, leave) = if replay.is_empty() {
@@ -360,6 +369,14 @@ async fn subscriptions(
             unconfirmed += join.len() + leave.len();
             pack_channels(&mut commands, b"SUBSCRIBE", &join);
             pack_channels(&mut commands, b"UNSUBSCRIBE", &leave);
+        }
+        if commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
+            // Last of all: whoever counts them knows that all of this node's sessions are here.
+            let mut arguments: Vec<&[u8]> = vec![b"SUBSCRIBE"];
+            arguments.extend(own.iter().map(Vec::as_slice));
+            pack(&mut commands, &arguments);
+            unconfirmed += own.len();
+            own.clear();
         }
         if !commands.is_empty() {
             writer.write(&commands).await?;
@@ -411,32 +428,25 @@ fn pack_channels(commands: &mut Vec<u8>, command: &[u8], clients: &[Uuid]) {
     if clients.is_empty() {
         return;
     }
-    let channels: Vec<_> = clients.iter().map(|client| envelope::channel(*client)).collect();
+    let channels: Vec<_> = clients.iter().map(|client| Channel::Client(*client).name()).collect();
     let mut arguments: Vec<&[u8]> = Vec::with_capacity(clients.len() + 1);
     arguments.push(command);
-    arguments.extend(channels.iter().map(|channel| channel.as_slice()));
+    arguments.extend(channels.iter().map(String::as_bytes));
     pack(commands, &arguments);
 }
 
-/// Hands a message to its session, unless it is a copy.
-fn receive(shared: &Shared, connected: Instant, channel: &[u8], payload: &[u8]) {
-    let now = Instant::now();
-    let deliveries = &shared.metrics.deliveries;
-    let (Some(receiver), Some(envelope)) = (envelope::client(channel), envelope::decode(payload)) else {
-        deliveries.malformed.inc();
-        return;
+/// What a reply to a command of the transport says.
+fn answer(reply: &Reply<'_>) -> Answer {
+    let count = |reply: &Reply<'_>| match reply {
+        Reply::Number(count) => u64::try_from(*count).ok(),
+        _ => None,
     };
-    let backlog = now.saturating_duration_since(connected) < BACKLOG_SUSPICION;
-    if backlog && shared.age(now, &envelope) > shared.config.send_timeout {
-        // Its sender has its answer by now: an error, or an `ack` for a copy that came in time.
-        deliveries.late.inc();
-        return;
+    match reply {
+        Reply::Number(_) => count(reply).map_or(Answer::Error, Answer::Receivers),
+        // Names and counts in turn.
+        Reply::Array(parts) => {
+            parts.iter().skip(1).step_by(2).map(count).collect::<Option<_>>().map_or(Answer::Error, Answer::Counts)
+        }
+        _ => Answer::Error,
     }
-    let make =
-        || Delivery { id: envelope.id, sender: envelope.sender, text: String::from_utf8_lossy(envelope.text).into() };
-    let delivered = shared.registry.deliver(now, receiver, envelope.id, envelope.after, make);
-    if delivered == Delivered::Taken && !backlog {
-        shared.learn_age(now, &envelope);
-    }
-    deliveries.count(delivered);
 }

@@ -1,0 +1,214 @@
+//! Owns how messages get from node to node, surely: numbers, receipts, what is sent again, who is alive.
+//!
+//! A small reliable transport over Redis' pub/sub, as TCP is one over IP. Nothing that Redis says is believed but
+//! that nobody is subscribed; an `ack` is the word of the node that has the message. Pure: everything takes the
+//! time as an argument, and whole systems of it run in `simulation`.
+//!
+//! ```text
+//!  submit ─▶ sender ─ head + body ─▶ (Redis) ─▶ arrived ─▶ registry, outbox, inbox: decided once, in order
+//!   reply ◀─ sender ◀─── receipts ── (Redis) ◀─ gathered for the length of one read, by sending node
+//! ```
+
+pub mod envelope;
+pub mod inbox;
+pub mod peers;
+pub mod sender;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use self::envelope::{Channel, Decision, Foreign, Frame, Hello, Number, Tag};
+use self::inbox::{Arrival, Due};
+use self::peers::{Peers, Standing};
+use self::sender::{Actions, LinkId, Sender, Times};
+use crate::outbox::Delivery;
+use crate::registry::Registry;
+
+/// One node's end of the transport; `R` is the duty to answer.
+#[derive(Debug)]
+pub struct Transport<R> {
+    name: String,
+    peers: Arc<Peers>,
+    registry: Arc<Registry>,
+    sender: Mutex<Sender<R>>,
+}
+
+/// Receipts that are due, gathered by the node that wants them.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    first: HashMap<Tag, Vec<(Number, Decision)>>,
+    again: HashMap<Tag, Vec<(Number, Decision)>>,
+    due: Vec<Due>,
+}
+
+/// What became of something that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// A message for a client.
+    Message(Arrival),
+    /// A message for somebody who is not here.
+    Absent,
+    /// A message that its node wants no more.
+    Past,
+    /// A message of a node that is not known to live.
+    Stranger,
+    /// Something between nodes.
+    Control,
+    /// A node is known from now on.
+    Met(Tag, Hello),
+    /// Nothing of ours.
+    Foreign(Foreign),
+}
+
+impl<R> Transport<R> {
+    /// The transport of the node `tag`, called `name` in others' logs.
+    pub fn new(
+        now: Instant,
+        tag: Tag,
+        name: &str,
+        times: Times,
+        registry: Arc<Registry>,
+        random: fastrand::Rng,
+    ) -> Self {
+        let peers = Arc::new(Peers::new(now, tag));
+        let sender = Mutex::new(Sender::new(now, times, peers.clone(), random));
+        Self { name: name.to_owned(), peers, registry, sender }
+    }
+
+    /// This run of this node.
+    pub fn tag(&self) -> Tag {
+        self.peers.me()
+    }
+
+    /// Its sender, locked.
+    pub fn sender(&self) -> MutexGuard<'_, Sender<R>> {
+        // No state is left half-changed by the code that holds this lock.
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The channels that a link subscribes after those of all clients: they mean "all my sessions are here".
+    pub fn own_channels(&self) -> [Channel; 2] {
+        [Channel::Nodes, Channel::Node(self.peers.me())]
+    }
+
+    /// Every subscription is confirmed on `link`: the others are told that this node is there.
+    pub fn link_synced(&self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
+        self.peers.listening(now);
+        let mut sender = self.sender();
+        let hello = envelope::hello(self.peers.me(), sender.floor(), &self.name);
+        sender.control_on(link, Channel::Nodes, hello, actions);
+    }
+
+    /// To be called every [`HELLO_EVERY`](peers::HELLO_EVERY): says hello, and forgets what nobody wants any more.
+    pub fn beat(&self, now: Instant, actions: &mut Actions<R>) {
+        let mut sender = self.sender();
+        let floor = sender.floor();
+        sender.control(Channel::Nodes, &envelope::hello(self.peers.me(), floor, &self.name), true, actions);
+        drop(sender);
+        self.peers.tick(now, floor);
+        self.registry.prune(&self.peers);
+    }
+
+    /// The last word: this node has no sessions any more.
+    pub fn bye(&self, actions: &mut Actions<R>) {
+        self.sender().control(Channel::Nodes, &envelope::bye(self.peers.me()), true, actions);
+    }
+
+    /// Something has arrived on a subscription.
+    pub fn arrived(
+        &self,
+        now: Instant,
+        channel: &[u8],
+        payload: &[u8],
+        gathered: &mut Gathered,
+        actions: &mut Actions<R>,
+    ) -> Arrived {
+        let frame = match envelope::decode(payload) {
+            Ok(frame) => frame,
+            Err(foreign) => return Arrived::Foreign(foreign),
+        };
+        match (Channel::parse(channel), frame) {
+            (Some(Channel::Client(receiver)), Frame::Message(envelope)) => {
+                match self.peers.standing(envelope.tag, envelope.place.number) {
+                    Standing::Wanted => self.take(receiver, &envelope, gathered),
+                    Standing::Past => Arrived::Past,
+                    Standing::Stranger => {
+                        self.ask(now, envelope.tag, actions);
+                        Arrived::Stranger
+                    }
+                }
+            }
+            (Some(Channel::Node(_)), Frame::Receipts(receipts)) => {
+                self.sender().receipts(now, &receipts, actions);
+                Arrived::Control
+            }
+            (Some(Channel::Nodes), Frame::Hello(tag, hello)) => {
+                if !self.peers.hello(now, tag, &hello) {
+                    self.ask(now, tag, actions);
+                }
+                Arrived::Control
+            }
+            (Some(Channel::Node(_)), Frame::Ask(tag, nonce)) => {
+                let mut sender = self.sender();
+                let answer = envelope::answer(self.peers.me(), nonce, sender.floor(), &self.name);
+                sender.control(Channel::Node(tag), &answer, true, actions);
+                drop(sender);
+                // Whoever does not know us may be unknown to us.
+                self.ask(now, tag, actions);
+                Arrived::Control
+            }
+            (Some(Channel::Node(_)), Frame::Answer(tag, nonce, hello)) => {
+                if self.peers.answered(now, tag, nonce, &hello) { Arrived::Met(tag, hello) } else { Arrived::Control }
+            }
+            (Some(Channel::Nodes), Frame::Bye(tag)) => {
+                self.peers.left(tag);
+                Arrived::Control
+            }
+            _ => Arrived::Foreign(Foreign::Malformed),
+        }
+    }
+
+    fn ask(&self, now: Instant, tag: Tag, actions: &mut Actions<R>) {
+        if let Some(nonce) = self.peers.question(now, tag) {
+            self.sender().control(Channel::Node(tag), &envelope::ask(self.peers.me(), nonce), true, actions);
+        }
+    }
+
+    fn take(&self, receiver: Uuid, envelope: &envelope::Envelope<'_>, gathered: &mut Gathered) -> Arrived {
+        let make = || Delivery {
+            id: envelope.id,
+            sender: envelope.sender,
+            text: String::from_utf8_lossy(envelope.text).into(),
+        };
+        let due = &mut gathered.due;
+        let arrival = self.registry.deliver(receiver, envelope.tag, envelope.sender, envelope.place, make, due);
+        let Some(arrival) = arrival else {
+            let absent = (envelope.place.number, Decision::Absent);
+            gathered.first.entry(envelope.tag).or_default().push(absent);
+            return Arrived::Absent;
+        };
+        for Due { number, decision, again } in gathered.due.drain(..) {
+            let side = if again { &mut gathered.again } else { &mut gathered.first };
+            side.entry(envelope.tag).or_default().push((number, decision));
+        }
+        Arrived::Message(arrival)
+    }
+
+    /// Sends the receipts that a read has brought; those that were asked for again go on every link.
+    pub fn send_receipts(&self, gathered: &mut Gathered, actions: &mut Actions<R>) {
+        if gathered.first.is_empty() && gathered.again.is_empty() {
+            return;
+        }
+        let mut sender = self.sender();
+        for (side, everywhere) in [(&mut gathered.first, false), (&mut gathered.again, true)] {
+            for (tag, receipts) in side.drain() {
+                let bytes: Bytes = envelope::receipts(self.peers.me(), &receipts);
+                sender.control(Channel::Node(tag), &bytes, everywhere, actions);
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Owns who the other nodes are: which of them live, and what each of them still wants.
+//!
+//! ```text
+//!              hello of an unknown tag       answer to our question
+//!   (unknown) ──────────────────────▶ Asked ─────────────────────▶ Known ──silent for long, or bye──▶ (unknown)
+//! ```
+//! Nothing is taken from a tag that is not known. A hello alone makes nobody known: a replica that lags by an
+//! hour replays the hellos of nodes that died; they can't answer a question that is asked now.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use super::envelope::{Hello, Number, Tag};
+
+/// How often a node says hello.
+pub const HELLO_EVERY: Duration = Duration::from_secs(2);
+/// Silent for so long, a node is forgotten: longer than any send may take.
+const FORGET: Duration = Duration::from_secs(30);
+/// A node that is subscribed nowhere may be connecting anew: for so long its clients are not declared absent.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same when nodes come and go all the time: one that crashes in a loop must not make every absence slow.
+const IMPATIENCE: Duration = Duration::from_millis(250);
+/// So many may go missing within [`LATELY`] before patience wears thin.
+const FEW: usize = 3;
+const LATELY: Duration = Duration::from_secs(60);
+/// After the first link is synced, for so long nobody is declared absent: the others have not said hello yet.
+const INTRODUCTION: Duration = Duration::from_millis(500);
+/// Questions that wait for an answer.
+const MOST_ASKED: usize = 1024;
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The nodes, as this one knows them.
+#[derive(Debug)]
+pub struct Peers {
+    me: Tag,
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    known: HashMap<Tag, Peer>,
+    asked: HashMap<Tag, (u64, Instant)>,
+    missed: VecDeque<Instant>,
+    listening: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    floor: Number,
+    heard: Instant,
+    missing: Option<Instant>,
+    patience: Duration,
+}
+
+/// Whether a message may be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its node lives and may want it.
+    Wanted,
+    /// Its node wants it no more.
+    Past,
+    /// Its node is not known to live.
+    Stranger,
+}
+
+impl Peers {
+    /// Knows this node alone.
+    pub fn new(now: Instant, me: Tag) -> Self {
+        let peers = Self { me, inner: RwLock::default() };
+        peers.write().known.insert(me, Peer { floor: 0, heard: now, missing: None, patience: PATIENCE });
+        peers
+    }
+
+    /// This node's own tag.
+    pub fn me(&self) -> Tag {
+        self.me
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        // No state is left half-changed by the code that holds this lock.
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether message `number` of `tag` may be looked at.
+    pub fn standing(&self, tag: Tag, number: Number) -> Standing {
+        match self.read().known.get(&tag) {
+            None => Standing::Stranger,
+            Some(peer) if number < peer.floor => Standing::Past,
+            Some(_) => Standing::Wanted,
+        }
+    }
+
+    /// The lowest number that `tag` may still want; `None` for one that is not known.
+    pub fn floor(&self, tag: Tag) -> Option<Number> {
+        self.read().known.get(&tag).map(|peer| peer.floor)
+    }
+
+    /// `tag` said hello. Returns whether it is known.
+    pub fn hello(&self, now: Instant, tag: Tag, hello: &Hello) -> bool {
+        match self.write().known.get_mut(&tag) {
+            Some(peer) => {
+                peer.heard = now;
+                peer.floor = peer.floor.max(hello.floor);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The nonce to ask `tag` with, if it is time to ask.
+    pub fn question(&self, now: Instant, tag: Tag) -> Option<u64> {
+        let mut inner = self.write();
+        if inner.known.contains_key(&tag) {
+            return None;
+        }
+        if inner.asked.len() >= MOST_ASKED {
+            inner.asked.retain(|_, (_, at)| now.saturating_duration_since(*at) < HELLO_EVERY);
+        }
+        if inner.asked.len() >= MOST_ASKED {
+            return None;
+        }
+        let (nonce, at) = *inner.asked.entry(tag).or_insert((fastrand::u64(1..), now));
+        if at != now && now.saturating_duration_since(at) < ASK_AGAIN {
+            return None;
+        }
+        inner.asked.insert(tag, (nonce, now));
+        Some(nonce)
+    }
+
+    /// `tag` answered. Returns whether it is known from now on and was not before.
+    pub fn answered(&self, now: Instant, tag: Tag, nonce: u64, hello: &Hello) -> bool {
+        let mut inner = self.write();
+        if inner.asked.get(&tag).is_none_or(|(asked, _)| *asked != nonce) {
+            return false;
+        }
+        inner.asked.remove(&tag);
+        let new = Peer { floor: hello.floor, heard: now, missing: None, patience: PATIENCE };
+        inner.known.insert(tag, new).is_none()
+    }
+
+    /// `tag` has left in an orderly way.
+    pub fn left(&self, tag: Tag) {
+        if tag != self.me {
+            self.write().known.remove(&tag);
+        }
+    }
+
+    /// Forgets who has been silent for long; this node's own floor is `floor`.
+    pub fn tick(&self, now: Instant, floor: Number) {
+        let mut inner = self.write();
+        let me = self.me;
+        if let Some(own) = inner.known.get_mut(&me) {
+            own.floor = own.floor.max(floor);
+        }
+        inner.known.retain(|tag, peer| *tag == me || now.saturating_duration_since(peer.heard) < FORGET);
+        inner.asked.retain(|_, (_, at)| now.saturating_duration_since(*at) < FORGET);
+    }
+
+    /// A link of this node is synced: the others can be heard from now on.
+    pub fn listening(&self, now: Instant) {
+        self.write().listening.get_or_insert(now);
+    }
+
+    /// Everybody who is known.
+    pub fn tags(&self) -> Vec<Tag> {
+        self.read().known.keys().copied().collect()
+    }
+
+    /// Whether servers on which these nodes have all their subscriptions speak for everybody: who has none there is
+    /// not subscribed anywhere else either. It takes note of who is missing.
+    pub fn speak_for_all(&self, now: Instant, covered: &HashSet<Tag>, every_server_asked: bool) -> bool {
+        let mut inner = self.write();
+        let introduced = inner.listening.is_some_and(|since| now.saturating_duration_since(since) >= INTRODUCTION);
+        let mut missed = Vec::new();
+        let mut all = true;
+        for (tag, peer) in &mut inner.known {
+            if covered.contains(tag) {
+                peer.missing = None;
+                continue;
+            }
+            if every_server_asked && peer.missing.is_none() {
+                peer.missing = Some(now);
+                missed.push(*tag);
+            }
+            all &= peer.missing.is_some_and(|since| now.saturating_duration_since(since) >= peer.patience);
+        }
+        for tag in missed {
+            while inner.missed.front().is_some_and(|at| now.saturating_duration_since(*at) > LATELY) {
+                inner.missed.pop_front();
+            }
+            let patience = if inner.missed.len() < FEW { PATIENCE } else { IMPATIENCE };
+            inner.missed.push_back(now);
+            if inner.missed.len() > 2 * FEW {
+                inner.missed.pop_front();
+            }
+            if let Some(peer) = inner.known.get_mut(&tag) {
+                peer.patience = patience;
+            }
+        }
+        all && introduced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(floor: Number) -> Hello {
+        Hello { floor, writes: 2, reads: 2, name: String::new() }
+    }
+
+    #[test]
+    fn only_who_answers_is_known() {
+        let now = Instant::now();
+        let peers = Peers::new(now, 1);
+        assert!(!peers.hello(now, 2, &said(5)));
+        assert_eq!(peers.standing(2, 9), Standing::Stranger);
+        let nonce = peers.question(now, 2).unwrap();
+        assert_eq!(peers.question(now + Duration::from_millis(1), 2), None, "asked a moment ago");
+        assert!(!peers.answered(now, 2, nonce ^ 1, &said(5)));
+        assert!(peers.answered(now, 2, nonce, &said(5)));
+        assert!(!peers.answered(now, 2, nonce, &said(5)), "an answer is good once");
+        assert_eq!((peers.standing(2, 4), peers.standing(2, 5)), (Standing::Past, Standing::Wanted));
+        peers.hello(now, 2, &said(8));
+        peers.hello(now, 2, &said(6));
+        assert_eq!(peers.standing(2, 7), Standing::Past, "a replayed hello takes nothing back");
+        peers.tick(now + FORGET, 3);
+        assert_eq!(peers.standing(2, 9), Standing::Stranger);
+        assert_eq!(peers.floor(1), Some(3));
+    }
+
+    #[test]
+    fn nobody_is_absent_while_a_node_is_missing_but_a_crash_loop_is_no_excuse() {
+        let start = Instant::now();
+        let peers = Peers::new(start, 1);
+        peers.listening(start);
+        let mut now = start + INTRODUCTION;
+        let meet = |tag, now| {
+            let nonce = peers.question(now, tag).unwrap();
+            peers.answered(now, tag, nonce, &said(0));
+        };
+        let all = |covered: &[Tag], now| peers.speak_for_all(now, &covered.iter().copied().collect(), true);
+        assert!(all(&[1], now));
+        for tag in 2..=4 {
+            meet(tag, now);
+            assert!(!all(&[1], now));
+            assert!(!all(&[1], now + PATIENCE / 2));
+            now += PATIENCE;
+            assert!(all(&[1], now));
+        }
+        meet(5, now);
+        assert!(!all(&[1], now));
+        assert!(all(&[1], now + IMPATIENCE));
+        assert!(!peers.speak_for_all(now, &HashSet::new(), false), "not everybody was asked");
+    }
+}

@@ -1,0 +1,853 @@
+//! Owns what this node has sent and has no receipt for: which link carries it, when it is sent again, and what
+//! is answered. Pure: no sockets, no clock of its own.
+//!
+//! A message's life:
+//!
+//! ```text
+//!            published            receipt: taken ─────────────────────────────▶ Handed
+//!  Queued ─────────────▶ Under way ── receipt: full ──────────────────────────▶ Busy
+//!    │                    │  ▲  │ └── the deadline ───────────────────────────▶ Unreachable
+//!    │                    │  └──┘ no receipt for long: again, on every link
+//!    │                    └── nobody counted: sought ── subscribed nowhere ──▶ NotConnected
+//!    └── not published in four fifths of the deadline ────────────────────────▶ Unreachable
+//! ```
+//! The log is one, in the order of numbers, and each link that carries has a cursor in it: in calm only the
+//! master's does, in motion every link. A link that begins to carry begins at the oldest unsettled message, so a
+//! lost link needs no list of what it took with it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::envelope::{Channel, Decision, Number, OVERHEAD, Place, Tag};
+use super::peers::Peers;
+use crate::outbox::Outcome;
+
+/// A link's place; small, so that sets of them are bits.
+pub type LinkId = usize;
+/// Most links at a time.
+pub const MAX_LINKS: usize = 64;
+type Links = u64;
+
+/// Commands in one batch, and about how many bytes.
+const BATCH_COMMANDS: usize = 512;
+const BATCH_BYTES: usize = 256 * 1024;
+/// Commands and bytes that one link may have unanswered.
+const WINDOW_COMMANDS: usize = 8192;
+const WINDOW_BYTES: usize = 4 * 1024 * 1024;
+/// Receivers that one question is about.
+const ASKED_AT_ONCE: usize = 128;
+/// Messages of one lane that are sent again at a time.
+const AGAIN_AT_ONCE: usize = 8;
+/// The pauses of what is sought or sent again grow to this.
+const PAUSE_MOST: Duration = Duration::from_millis(500);
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+/// What is sent again costs a token; each new message brings a tenth of one, and so does each of this.
+const TOKEN_EVERY: Duration = Duration::from_millis(5);
+const TOKENS: f64 = 500.0;
+/// Receipts and the like that wait for a link; the oldest go first.
+const CONTROL_MOST: usize = 16_384;
+
+fn bit(link: LinkId) -> Links {
+    1 << link
+}
+
+fn links(set: Links) -> impl Iterator<Item = LinkId> {
+    (0..MAX_LINKS).filter(move |link| set & bit(*link) != 0)
+}
+
+/// The times that the sender goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Every message is decided within this.
+    pub send: Duration,
+    /// A message without a receipt, or a server without an answer, for so long is helped out.
+    pub hedge: Duration,
+    /// So long after the last sign of trouble with the master it is calm.
+    pub settle: Duration,
+    /// Bytes that may wait for a decision, what a message costs beside its text included.
+    pub max_bytes: usize,
+}
+
+/// A command for a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// PUBLISH of a message.
+    Message(Uuid, Place, Bytes),
+    /// PUBLISH of something between nodes.
+    Control(Channel, Bytes),
+    /// PUBSUB NUMSUB.
+    Count(Vec<Channel>),
+}
+
+/// What a server answered to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The number of subscribers that it gave a message to.
+    Receivers(u64),
+    /// The numbers of subscribers of the channels asked about, in order.
+    Counts(Vec<u64>),
+    /// An error: it lives, but did not do it.
+    Error,
+}
+
+/// What follows from an event.
+#[derive(Debug)]
+pub struct Actions<R> {
+    /// Answers that are due.
+    pub decided: Vec<(R, Outcome)>,
+    /// Messages that were sent again.
+    pub resent: u64,
+    wake: Links,
+}
+
+impl<R> Default for Actions<R> {
+    fn default() -> Self {
+        Self { decided: Vec::new(), resent: 0, wake: 0 }
+    }
+}
+
+impl<R> Actions<R> {
+    /// The links that have something to send.
+    pub fn links(&self) -> impl Iterator<Item = LinkId> + use<R> {
+        links(self.wake)
+    }
+}
+
+#[derive(Debug)]
+struct Pending<R> {
+    receiver: Uuid,
+    sender: Uuid,
+    body: Bytes,
+    reply: R,
+    until: Instant,
+    /// When it was published first.
+    published: Option<Instant>,
+    attempt: u8,
+    /// It has waited for its receipt long enough, but others of its lane come first.
+    overdue: bool,
+}
+
+/// What a link is to do and has not been answered.
+#[derive(Debug, Default)]
+struct Link {
+    up: bool,
+    /// Messages from here on have not been given to it, as far as it carries.
+    cursor: Number,
+    /// Messages below had been published when it began to carry.
+    catches_up_to: Number,
+    again: VecDeque<Number>,
+    control: VecDeque<(Channel, Bytes)>,
+    questions: Vec<Question>,
+    flight: VecDeque<Sent>,
+    flight_bytes: usize,
+    busy_since: Option<Instant>,
+    suspect: bool,
+    /// How long it takes to answer of late.
+    trip: Duration,
+    /// Counts of subscribers by pattern: they listen to everything and are nobody.
+    strangers: u64,
+}
+
+/// A receiver, and the round of its search.
+type Question = (Uuid, u64);
+
+#[derive(Debug)]
+struct Sent {
+    what: What,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+enum What {
+    Message(Number),
+    Control,
+    Count { questions: Vec<Question>, nodes: Vec<Tag> },
+}
+
+impl Link {
+    fn owes(&self) -> bool {
+        !self.flight.is_empty() || !self.again.is_empty() || !self.control.is_empty() || !self.questions.is_empty()
+    }
+}
+
+/// A receiver that was counted nowhere: is it subscribed anywhere?
+#[derive(Debug, Default)]
+struct Search {
+    /// Messages that this round decides.
+    asked: BTreeSet<Number>,
+    /// Messages that came while it was under way.
+    next: BTreeSet<Number>,
+    under_way: Links,
+    done: Links,
+    covered: HashSet<Tag>,
+    /// Links that know the receiver after all.
+    found: Links,
+    /// Tells this round from all others, so that no answer to an earlier one counts.
+    round: u64,
+    rounds: u32,
+    /// When the next round begins, if none is under way.
+    retry: Option<Instant>,
+    last_count: u64,
+}
+
+/// The sender of one node; `R` is the duty to answer.
+#[derive(Debug)]
+pub struct Sender<R> {
+    times: Times,
+    peers: Arc<Peers>,
+    random: fastrand::Rng,
+    next: Number,
+    bytes: usize,
+    log: BTreeMap<Number, Pending<R>>,
+    /// For each receiver and sender, what is unsettled between them, in order.
+    lanes: HashMap<(Uuid, Uuid), VecDeque<Number>>,
+    searches: HashMap<Uuid, Search>,
+    rounds: u64,
+    links: Vec<Link>,
+    up: Links,
+    carriers: Links,
+    master: Option<LinkId>,
+    disturbed: Instant,
+    expiries: VecDeque<(Instant, Number)>,
+    deadlines: VecDeque<(Instant, Number)>,
+    hedges: BinaryHeap<Reverse<(Instant, Number)>>,
+    retries: BinaryHeap<Reverse<(Instant, Uuid)>>,
+    /// Mean time to a receipt, and its mean deviation (as RFC 6298 has it for TCP).
+    trip: Duration,
+    deviation: Duration,
+    /// How long a receipt may take before it is asked for again.
+    trip_allowed: Duration,
+    tokens: f64,
+    tokens_at: Instant,
+}
+
+impl<R> Sender<R> {
+    /// Starts in motion: nothing is known yet.
+    pub fn new(now: Instant, times: Times, peers: Arc<Peers>, random: fastrand::Rng) -> Self {
+        Self {
+            times,
+            peers,
+            random,
+            next: 1,
+            bytes: 0,
+            log: BTreeMap::new(),
+            lanes: HashMap::new(),
+            searches: HashMap::new(),
+            rounds: 0,
+            links: (0..MAX_LINKS).map(|_| Link::default()).collect(),
+            up: 0,
+            carriers: 0,
+            master: None,
+            disturbed: now,
+            expiries: VecDeque::new(),
+            deadlines: VecDeque::new(),
+            hedges: BinaryHeap::new(),
+            retries: BinaryHeap::new(),
+            trip: Duration::ZERO,
+            deviation: Duration::ZERO,
+            trip_allowed: times.hedge,
+            tokens: TOKENS,
+            tokens_at: now,
+        }
+    }
+
+    /// Messages that wait for a decision.
+    pub fn pending(&self) -> usize {
+        self.log.len()
+    }
+
+    /// The lowest number that this node still wants.
+    pub fn floor(&self) -> Number {
+        self.log.first_key_value().map_or(self.next, |(number, _)| *number)
+    }
+
+    /// How long a message is given to servers.
+    fn patience(&self) -> Duration {
+        self.times.send * 4 / 5
+    }
+
+    fn master_link(&self) -> Option<&Link> {
+        self.master.map(|link| &self.links[link]).filter(|link| link.up)
+    }
+
+    /// Whether the master may be the wrong server, or not the only one, to give messages to.
+    pub fn in_motion(&self, now: Instant) -> bool {
+        self.master_link().is_none_or(|link| link.suspect)
+            || now.saturating_duration_since(self.disturbed) < self.times.settle
+    }
+
+    /// Something is going on with the master.
+    pub fn disturb(&mut self, now: Instant, actions: &mut Actions<R>) {
+        self.disturbed = self.disturbed.max(now);
+        self.route(now, actions);
+    }
+
+    /// The link to the server that is master for Sentinel and by its own word.
+    pub fn set_master(&mut self, now: Instant, master: Option<LinkId>, actions: &mut Actions<R>) {
+        if self.master != master {
+            self.master = master;
+            self.disturb(now, actions);
+        }
+    }
+
+    /// `link` is connected and can publish.
+    pub fn link_up(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
+        self.links[link] = Link { up: true, ..Link::default() };
+        self.up |= bit(link);
+        self.carriers &= !bit(link);
+        if self.master == Some(link) {
+            self.disturbed = self.disturbed.max(now);
+        }
+        self.route(now, actions);
+    }
+
+    /// `link` is gone, and the answers to what it had with it.
+    pub fn link_lost(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
+        let lost = std::mem::take(&mut self.links[link]);
+        self.up &= !bit(link);
+        self.carriers &= !bit(link);
+        if !lost.up {
+            return;
+        }
+        if self.master == Some(link) {
+            self.disturbed = self.disturbed.max(now);
+        }
+        for sent in lost.flight {
+            if let What::Count { questions, .. } = sent.what {
+                self.unasked(now, link, questions, actions);
+            }
+        }
+        self.unasked(now, link, lost.questions, actions);
+        self.route(now, actions);
+    }
+
+    /// Takes a message. `body` goes behind its head each time it is published.
+    pub fn submit(
+        &mut self,
+        now: Instant,
+        sender: Uuid,
+        receiver: Uuid,
+        body: Bytes,
+        reply: R,
+        actions: &mut Actions<R>,
+    ) {
+        let cost = body.len() + OVERHEAD;
+        if self.bytes.saturating_add(cost) > self.times.max_bytes {
+            actions.decided.push((reply, Outcome::Unreachable));
+            return;
+        }
+        self.bytes += cost;
+        self.tokens = (self.tokens + 0.1).min(TOKENS);
+        let number = self.next;
+        self.next += 1;
+        let until = now + self.patience();
+        self.expiries.push_back((until, number));
+        self.deadlines.push_back((now + self.times.send, number));
+        self.lanes.entry((receiver, sender)).or_default().push_back(number);
+        let pending = Pending { receiver, sender, body, reply, until, published: None, attempt: 0, overdue: false };
+        self.log.insert(number, pending);
+        actions.wake |= self.carriers;
+    }
+
+    /// Has `bytes` published on `channel`: on the links that carry messages, or on every one.
+    pub fn control(&mut self, channel: Channel, bytes: &Bytes, everywhere: bool, actions: &mut Actions<R>) {
+        let on = if everywhere { self.up } else { self.carriers };
+        for link in links(on) {
+            self.control_on(link, channel, bytes.clone(), actions);
+        }
+    }
+
+    /// The same on one link.
+    pub fn control_on(&mut self, link: LinkId, channel: Channel, bytes: Bytes, actions: &mut Actions<R>) {
+        let slot = &mut self.links[link];
+        if slot.up {
+            if slot.control.len() >= CONTROL_MOST {
+                slot.control.pop_front(); // Receipts are asked for again.
+            }
+            slot.control.push_back((channel, bytes));
+            actions.wake |= bit(link);
+        }
+    }
+
+    /// What `link` should send now; nothing while its window is full. Called again after that was sent.
+    pub fn next_batch(&mut self, now: Instant, link: LinkId) -> Vec<Command> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let slot = &mut self.links[link];
+        if !slot.up || slot.flight.len() >= WINDOW_COMMANDS || slot.flight_bytes >= WINDOW_BYTES {
+            return batch;
+        }
+        let mut sent = |slot: &mut Link, what, size: usize| {
+            bytes += size;
+            slot.flight_bytes += size;
+            slot.flight.push_back(Sent { what, bytes: size });
+            bytes >= BATCH_BYTES
+        };
+        while batch.len() < BATCH_COMMANDS {
+            let Some((channel, bytes)) = slot.control.pop_front() else { break };
+            let size = bytes.len() + OVERHEAD;
+            batch.push(Command::Control(channel, bytes));
+            if sent(slot, What::Control, size) {
+                break;
+            }
+        }
+        let full = |batch: &Vec<Command>, slot: &Link| {
+            batch.len() >= BATCH_COMMANDS || slot.flight_bytes >= WINDOW_BYTES || slot.flight.len() >= WINDOW_COMMANDS
+        };
+        let due = now + self.trip_allowed;
+        while !full(&batch, slot) {
+            let Some(number) = slot.again.pop_front() else { break };
+            let Some(pending) = self.log.get_mut(&number).filter(|pending| now < pending.until) else { continue };
+            if pending.published.is_none() {
+                pending.published = Some(now);
+                self.hedges.push(Reverse((due, number)));
+            }
+            let size = pending.body.len() + OVERHEAD;
+            batch.push(publish(&self.lanes, number, pending));
+            if sent(slot, What::Message(number), size) {
+                break;
+            }
+        }
+        let mut looked = 0;
+        if self.carriers & bit(link) != 0 {
+            for (&number, pending) in self.log.range_mut(slot.cursor..) {
+                looked += 1;
+                if full(&batch, slot) || looked > 4 * BATCH_COMMANDS {
+                    break;
+                }
+                slot.cursor = number + 1;
+                if now >= pending.until {
+                    continue;
+                }
+                if pending.published.is_none() {
+                    pending.published = Some(now);
+                    self.hedges.push(Reverse((due, number)));
+                } else if number < slot.catches_up_to {
+                    // Its receipt may be lost with another link: this asks for it again.
+                    pending.attempt = pending.attempt.saturating_add(1);
+                }
+                let size = pending.body.len() + OVERHEAD;
+                batch.push(publish(&self.lanes, number, pending));
+                if sent(slot, What::Message(number), size) {
+                    break;
+                }
+            }
+        }
+        if !slot.questions.is_empty() && !full(&batch, slot) {
+            let count = slot.questions.len().min(ASKED_AT_ONCE);
+            let questions: Vec<Question> = slot.questions.drain(..count).collect();
+            let nodes = self.peers.tags();
+            let clients = questions.iter().map(|(client, _)| Channel::Client(*client));
+            batch.push(Command::Count(clients.chain(nodes.iter().map(|tag| Channel::Node(*tag))).collect()));
+            let size = (questions.len() + nodes.len()) * 64;
+            sent(slot, What::Count { questions, nodes }, size);
+        }
+        if !batch.is_empty() && slot.busy_since.is_none() {
+            slot.busy_since = Some(now);
+        }
+        batch
+    }
+
+    /// `link` has answered the oldest of what it owed, in order.
+    pub fn answered(&mut self, now: Instant, link: LinkId, answers: Vec<Answer>, actions: &mut Actions<R>) {
+        let slot = &mut self.links[link];
+        if let Some(since) = slot.busy_since.filter(|_| !answers.is_empty()) {
+            slot.trip = now.saturating_duration_since(since).max(slot.trip * 7 / 8);
+        }
+        slot.busy_since = (slot.flight.len() > answers.len()).then_some(now);
+        if std::mem::take(&mut slot.suspect) {
+            self.route(now, actions);
+        }
+        for answer in answers {
+            let slot = &mut self.links[link];
+            let Some(sent) = slot.flight.pop_front() else { break };
+            slot.flight_bytes -= sent.bytes;
+            match (sent.what, answer) {
+                (What::Message(number), Answer::Receivers(count)) => {
+                    if count == 0 || count == slot.strangers {
+                        self.seek(now, link, number, count, actions);
+                    }
+                }
+                (What::Message(number), _) => self.ask_elsewhere(link, number, actions),
+                (What::Count { questions, nodes }, Answer::Counts(counts))
+                    if counts.len() == questions.len() + nodes.len() =>
+                {
+                    let (clients, present) = counts.split_at(questions.len());
+                    let present: HashSet<Tag> =
+                        nodes.iter().zip(present).filter(|(_, count)| **count > 0).map(|(tag, _)| *tag).collect();
+                    for (question, count) in questions.into_iter().zip(clients) {
+                        self.counted(now, link, question, *count, &present, actions);
+                    }
+                }
+                (What::Count { questions, .. }, _) => self.unasked(now, link, questions, actions),
+                (What::Control, _) => {}
+            }
+        }
+        if self.links[link].owes() || self.carriers & bit(link) != 0 && self.log.range(self.links[link].cursor..).next().is_some() {
+            actions.wake |= bit(link);
+        }
+    }
+
+    /// A server refused a message: the others may not.
+    fn ask_elsewhere(&mut self, link: LinkId, number: Number, actions: &mut Actions<R>) {
+        for other in links(self.up & !bit(link) & !self.carriers) {
+            self.links[other].again.push_back(number);
+            actions.wake |= bit(other);
+        }
+    }
+
+    /// The receiver's node said what became of messages.
+    pub fn receipts(&mut self, now: Instant, receipts: &[(Number, Decision)], actions: &mut Actions<R>) {
+        for (number, decision) in receipts {
+            let Some(pending) = self.log.get(number) else { continue };
+            let key = (pending.receiver, pending.sender);
+            match decision {
+                Decision::Taken => {
+                    if let (Some(at), 0) = (pending.published, pending.attempt) {
+                        self.learn(now.saturating_duration_since(at));
+                    }
+                    // What is taken was decided in order: so is all before it in its lane.
+                    while let Some(first) = self.lanes.get(&key).and_then(VecDeque::front).filter(|n| *n <= number) {
+                        self.settle(*first, Outcome::Handed, actions);
+                    }
+                }
+                Decision::Full => {
+                    // All that was published behind it is refused as well, so that nothing overtakes it.
+                    let lane = self.lanes.get(&key).into_iter().flatten();
+                    let behind: Vec<Number> = lane.copied().filter(|n| n >= number).collect();
+                    for behind in behind {
+                        if self.log.get(&behind).is_some_and(|pending| pending.published.is_some()) {
+                            self.settle(behind, Outcome::Busy, actions);
+                        }
+                    }
+                }
+                Decision::Absent => {
+                    let link = self.master.filter(|link| self.up & bit(*link) != 0).or_else(|| links(self.up).next());
+                    if let Some(link) = link {
+                        self.seek(now, link, *number, 0, actions);
+                    }
+                }
+            }
+            self.first_is_new(now, key, actions);
+        }
+    }
+
+    /// The lane has a new first message, which may have been waiting for its receipt for long.
+    fn first_is_new(&mut self, now: Instant, key: (Uuid, Uuid), actions: &mut Actions<R>) {
+        let lane = self.lanes.get(&key).into_iter().flatten().copied();
+        let overdue = |number: &Number| self.log.get(number).is_some_and(|pending| pending.overdue);
+        let again: Vec<Number> = lane.take(AGAIN_AT_ONCE).take_while(overdue).collect();
+        for number in again {
+            self.send_again(now, number, actions);
+        }
+    }
+
+    fn learn(&mut self, trip: Duration) {
+        if self.trip.is_zero() {
+            (self.trip, self.deviation) = (trip, trip / 2);
+        } else {
+            self.deviation = (self.deviation * 3 + self.trip.abs_diff(trip)) / 4;
+            self.trip = (self.trip * 7 + trip) / 8;
+        }
+        let most = (self.times.send / 5).max(self.times.hedge);
+        self.trip_allowed = (self.trip + self.deviation * 4).clamp(self.times.hedge, most);
+    }
+
+    fn spend(&mut self, now: Instant, tokens: f64) -> bool {
+        let passed = now.saturating_duration_since(self.tokens_at).as_secs_f64() / TOKEN_EVERY.as_secs_f64();
+        self.tokens_at = now;
+        self.tokens = (self.tokens + passed).min(TOKENS);
+        let enough = self.tokens >= tokens;
+        if enough {
+            self.tokens -= tokens;
+        }
+        enough
+    }
+
+    /// Asks for a receipt, on every link.
+    fn send_again(&mut self, now: Instant, number: Number, actions: &mut Actions<R>) {
+        let cost = f64::from(self.up.count_ones());
+        let affordable = self.spend(now, cost);
+        let pause = self.trip_allowed;
+        let Some(pending) = self.log.get_mut(&number).filter(|pending| now < pending.until) else { return };
+        pending.overdue = false;
+        if affordable {
+            pending.attempt = pending.attempt.saturating_add(1);
+            actions.resent += 1;
+            for link in links(self.up) {
+                self.links[link].again.push_back(number);
+                actions.wake |= bit(link);
+            }
+        }
+        let pause = pause.saturating_mul(1 << u32::from(pending.attempt).min(4)).min(PAUSE_MOST.max(pause));
+        let pause = pause.mul_f64(0.75 + 0.25 * self.random.f64());
+        let sought = pending.attempt > 1;
+        self.hedges.push(Reverse((now + pause, number)));
+        if sought && let Some(link) = self.master.filter(|link| self.up & bit(*link) != 0) {
+            // Counted, but nobody says that it has it: perhaps those who were counted listen to everything.
+            self.seek(now, link, number, self.links[link].strangers, actions);
+        }
+    }
+
+    /// Nobody was counted for a message: is its receiver subscribed anywhere?
+    fn seek(&mut self, now: Instant, link: LinkId, number: Number, count: u64, actions: &mut Actions<R>) {
+        let Some(pending) = self.log.get(&number) else { return };
+        let receiver = pending.receiver;
+        let search = self.searches.entry(receiver).or_default();
+        search.last_count = count;
+        if search.asked.contains(&number) || !search.next.insert(number) {
+            return;
+        }
+        if search.under_way == 0 && search.retry.is_none() {
+            self.begin_round(now, receiver, bit(link), actions);
+        }
+    }
+
+    fn begin_round(&mut self, now: Instant, receiver: Uuid, on: Links, actions: &mut Actions<R>) {
+        let Some(search) = self.searches.get_mut(&receiver) else { return };
+        let mut asked = std::mem::take(&mut search.asked);
+        asked.append(&mut search.next);
+        asked.retain(|number| self.log.contains_key(number));
+        if asked.is_empty() {
+            self.searches.remove(&receiver);
+            return;
+        }
+        let last_count = search.last_count;
+        let rounds = search.rounds + 1;
+        self.rounds += 1;
+        *search = Search { asked, round: self.rounds, rounds, last_count, ..Search::default() };
+        self.ask(now, receiver, on, actions);
+    }
+
+    /// Asks `on` who is subscribed; with nobody to ask, later.
+    fn ask(&mut self, now: Instant, receiver: Uuid, on: Links, actions: &mut Actions<R>) {
+        let up = on & self.up;
+        let Some(search) = self.searches.get_mut(&receiver) else { return };
+        search.under_way |= up;
+        for link in links(up) {
+            self.links[link].questions.push((receiver, search.round));
+            actions.wake |= bit(link);
+        }
+        if search.under_way == 0 {
+            self.later(now, receiver);
+        }
+    }
+
+    fn later(&mut self, now: Instant, receiver: Uuid) {
+        let Some(search) = self.searches.get_mut(&receiver) else { return };
+        let pause = PAUSE_FIRST.saturating_mul(1 << search.rounds.min(7)).min(PAUSE_MOST);
+        let at = now + pause.mul_f64(0.5 + 0.5 * self.random.f64());
+        search.retry = Some(at);
+        self.retries.push(Reverse((at, receiver)));
+    }
+
+    /// A link will not answer any more what it was asked.
+    fn unasked(&mut self, now: Instant, link: LinkId, questions: Vec<Question>, actions: &mut Actions<R>) {
+        for (receiver, round) in questions {
+            if let Some(search) = self.searches.get_mut(&receiver).filter(|search| search.round == round) {
+                search.under_way &= !bit(link);
+                search.done |= bit(link);
+                self.round_goes_on(now, receiver, actions);
+            }
+        }
+    }
+
+    /// A server has said how many are subscribed for `receiver`, and which nodes have all their subscriptions there.
+    fn counted(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        (receiver, round): Question,
+        count: u64,
+        present: &HashSet<Tag>,
+        actions: &mut Actions<R>,
+    ) {
+        let Some(search) = self.searches.get_mut(&receiver).filter(|search| search.round == round) else { return };
+        search.under_way &= !bit(link);
+        search.done |= bit(link);
+        if count > 0 {
+            search.found |= bit(link);
+        } else {
+            search.covered.extend(present);
+            if search.last_count > 0 {
+                self.links[link].strangers = search.last_count;
+            }
+        }
+        self.round_goes_on(now, receiver, actions);
+    }
+
+    fn round_goes_on(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) {
+        let silent = links(self.up).filter(|link| self.links[*link].suspect).fold(0, |set, link| set | bit(link));
+        let Some(search) = self.searches.get_mut(&receiver) else { return };
+        if search.retry.is_some() {
+            return; // It ended before this answer came.
+        }
+        if search.found != 0 {
+            // It is there: those servers get the messages, should they not have had them.
+            let found = search.found & self.up & !self.carriers;
+            let asked: Vec<Number> = search.asked.iter().copied().take(AGAIN_AT_ONCE).collect();
+            if search.rounds <= 2 {
+                for link in links(found) {
+                    self.links[link].again.extend(&asked);
+                    actions.wake |= bit(link);
+                }
+            }
+            self.later(now, receiver);
+            return;
+        }
+        let rest = self.up & !search.done & !search.under_way;
+        let every_server_asked = rest & !silent == 0 && search.under_way & !silent == 0;
+        if self.peers.speak_for_all(now, &search.covered, every_server_asked) {
+            let asked = std::mem::take(&mut search.asked);
+            let again = !search.next.is_empty();
+            let mut keys = BTreeSet::new();
+            for number in asked {
+                if let Some(pending) = self.log.get(&number) {
+                    keys.insert((pending.receiver, pending.sender));
+                    self.settle(number, Outcome::NotConnected, actions);
+                }
+            }
+            for key in keys {
+                self.first_is_new(now, key, actions);
+            }
+            let from = links(self.up).find(|link| self.master == Some(*link)).or_else(|| links(self.up).next());
+            match from.filter(|_| again) {
+                Some(link) => {
+                    if let Some(search) = self.searches.get_mut(&receiver) {
+                        (search.under_way, search.rounds) = (0, 0);
+                    }
+                    self.begin_round(now, receiver, bit(link), actions);
+                }
+                None => drop(self.searches.remove(&receiver)),
+            }
+        } else if rest != 0 {
+            self.ask(now, receiver, rest, actions);
+        } else if search.under_way & !silent == 0 {
+            self.later(now, receiver);
+        }
+    }
+
+    /// Time has passed. Returns when to call again at the latest, if anything waits.
+    pub fn tick(&mut self, now: Instant, actions: &mut Actions<R>) -> Option<Instant> {
+        while let Some(number) = due(&mut self.expiries, &self.log, now) {
+            if self.log.get(&number).is_some_and(|pending| pending.published.is_none()) {
+                self.give_up(now, number, actions);
+            }
+        }
+        while let Some(number) = due(&mut self.deadlines, &self.log, now) {
+            self.give_up(now, number, actions);
+        }
+        for link in links(self.up) {
+            if self.suspicious_at(&self.links[link]).is_some_and(|at| now >= at) {
+                self.links[link].suspect = true;
+                let stuck = std::mem::take(&mut self.links[link].questions);
+                self.unasked(now, link, stuck, actions);
+                let asked: Vec<Uuid> = self.searches.iter().filter(|(_, s)| s.under_way & bit(link) != 0).map(|(r, _)| *r).collect();
+                for receiver in asked {
+                    self.round_goes_on(now, receiver, actions);
+                }
+            }
+        }
+        self.route(now, actions);
+        while let Some(Reverse((at, number))) = self.hedges.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            debug_assert!(at <= now);
+            self.hedges.pop();
+            let Some(pending) = self.log.get_mut(&number) else { continue };
+            pending.overdue = true;
+            let key = (pending.receiver, pending.sender);
+            if self.lanes.get(&key).and_then(VecDeque::front) == Some(&number) {
+                self.send_again(now, number, actions);
+            }
+        }
+        while let Some(Reverse((at, receiver))) = self.retries.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.retries.pop();
+            if self.searches.get(&receiver).is_some_and(|search| search.retry == Some(at)) {
+                self.begin_round(now, receiver, self.up, actions);
+            }
+        }
+        let queues = [self.expiries.front().map(|(at, _)| *at), self.deadlines.front().map(|(at, _)| *at)];
+        let heaps = [self.hedges.peek().map(|Reverse((at, _))| *at), self.retries.peek().map(|Reverse((at, _))| *at)];
+        let suspicion = links(self.up).filter_map(|link| self.suspicious_at(&self.links[link])).min();
+        let calm = self.in_motion(now).then(|| self.disturbed + self.times.settle).filter(|at| *at > now);
+        queues.into_iter().chain(heaps).chain([suspicion, calm]).flatten().min()
+    }
+
+    /// When a server that owes something has been silent for longer than it takes of late.
+    fn suspicious_at(&self, link: &Link) -> Option<Instant> {
+        let since = link.busy_since.filter(|_| link.owes() && !link.suspect)?;
+        Some(since + self.times.hedge.max((link.trip * 3).min(self.times.send / 4)))
+    }
+
+    /// Which links carry messages; one that begins to, begins at the oldest that is unsettled.
+    fn route(&mut self, now: Instant, actions: &mut Actions<R>) {
+        let carriers = match self.master {
+            Some(master) if !self.in_motion(now) => bit(master),
+            _ => self.up,
+        };
+        let floor = self.floor();
+        for link in links(carriers & !self.carriers) {
+            let slot = &mut self.links[link];
+            (slot.cursor, slot.catches_up_to) = (floor, self.next);
+            actions.wake |= bit(link);
+        }
+        self.carriers = carriers;
+    }
+
+    /// The deadline has passed; its successors need not wait for it any more, and their node is told so.
+    fn give_up(&mut self, now: Instant, number: Number, actions: &mut Actions<R>) {
+        let Some(pending) = self.log.get(&number) else { return };
+        let key = (pending.receiver, pending.sender);
+        self.settle(number, Outcome::Unreachable, actions);
+        if let Some(first) = self.lanes.get(&key).and_then(|lane| lane.front().copied()) {
+            if self.log.get(&first).is_some_and(|pending| pending.published.is_some()) {
+                self.send_again(now, first, actions);
+            }
+        }
+    }
+
+    /// Answers a message and forgets it.
+    fn settle(&mut self, number: Number, outcome: Outcome, actions: &mut Actions<R>) {
+        let Some(pending) = self.log.remove(&number) else { return };
+        self.bytes -= pending.body.len() + OVERHEAD;
+        actions.decided.push((pending.reply, outcome));
+        let key = (pending.receiver, pending.sender);
+        if let Some(lane) = self.lanes.get_mut(&key) {
+            if lane.front() == Some(&number) {
+                lane.pop_front();
+            } else if let Ok(at) = lane.binary_search(&number) {
+                lane.remove(at);
+            }
+            if lane.is_empty() {
+                self.lanes.remove(&key);
+            }
+        }
+    }
+}
+
+fn publish<R>(lanes: &HashMap<(Uuid, Uuid), VecDeque<Number>>, number: Number, pending: &Pending<R>) -> Command {
+    let lane = lanes.get(&(pending.receiver, pending.sender));
+    let before = lane.and_then(|lane| lane.binary_search(&number).ok()?.checked_sub(1).map(|at| lane[at]));
+    let floor = lane.and_then(|lane| lane.front().copied()).unwrap_or(number);
+    let place = Place { number, previous: before.unwrap_or(0), floor, attempt: pending.attempt };
+    Command::Message(pending.receiver, place, pending.body.clone())
+}
+
+/// Takes from `queue` what is not decided yet and whose time has come.
+fn due<R>(queue: &mut VecDeque<(Instant, Number)>, log: &BTreeMap<Number, Pending<R>>, now: Instant) -> Option<Number> {
+    while let Some(&(at, number)) = queue.front() {
+        let waits = log.contains_key(&number);
+        if waits && at > now {
+            break;
+        }
+        queue.pop_front();
+        if waits {
+            return Some(number);
+        }
+    }
+    None
+}
