@@ -41,6 +41,11 @@ pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, regi
             }
         }
     }
+    stop(health, registry);
+}
+
+/// Tells all sessions to end now.
+pub fn stop(health: &Health, registry: &Registry) {
     health.advance(Lifecycle::Stopped);
     for client in registry.clients() {
         registry.close(client, CloseOrder::Stop);

@@ -23,6 +23,7 @@ pub mod protocol;
 pub mod registry;
 pub mod server;
 pub mod session;
+pub mod tasks;
 pub mod websocket;
 
 pub mod backoff;

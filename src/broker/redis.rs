@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -24,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
 use crate::registry::{DEDUPE_WINDOW, Registry};
 use crate::sentinel::{Topology, Watcher};
+use crate::tasks::Tasks;
 
 /// A server that does not answer for this long is helped out by the others.
 const HEDGE: Duration = Duration::from_millis(100);
@@ -98,14 +98,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl RedisBroker {
-    /// Starts to look for Redis. Its tasks run on `tasks` until `cancel`.
+    /// Starts to look for Redis. Its tasks run until those of the gateway end.
     pub fn start(
         config: &RedisConfig,
         node_id: &str,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
-        cancel: &CancellationToken,
+        tasks: &Tasks,
     ) -> Self {
         let now = Instant::now();
         let (topology, watcher) = match &config.topology {
@@ -115,8 +114,7 @@ impl RedisBroker {
             }
             TopologyConfig::Sentinel { sentinels, master_name, credentials } => {
                 let limit = config.heartbeat_timeout;
-                let watcher =
-                    Watcher::start(sentinels, master_name, credentials, limit, metrics.clone(), tasks, cancel);
+                let watcher = Watcher::start(sentinels, master_name, credentials, limit, metrics.clone(), tasks);
                 (watcher.topology(), Some(watcher))
             }
         };
@@ -149,15 +147,13 @@ impl RedisBroker {
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
         });
-        let clock = shared.clone();
-        let clock_cancel = cancel.clone();
-        tasks.spawn(async move {
-            clock_cancel.run_until_cancelled(clock.run_clock()).await;
+        let (clock, end) = (shared.clone(), tasks.end().clone());
+        tasks.spawn_vital("clock", tasks.end(), async move {
+            end.run_until_cancelled(clock.run_clock()).await;
         });
-        let keeper = shared.clone();
-        let (keeper_tasks, keeper_cancel) = (tasks.clone(), cancel.clone());
-        tasks.spawn(async move {
-            keeper_cancel.run_until_cancelled(keeper.run_keeper(&keeper_tasks, &keeper_cancel)).await;
+        let (keeper, keeper_tasks) = (shared.clone(), tasks.clone());
+        tasks.spawn_vital("keeper", tasks.end(), async move {
+            keeper_tasks.end().run_until_cancelled(keeper.run_keeper(&keeper_tasks)).await;
         });
         Self { shared }
     }
@@ -295,13 +291,13 @@ impl Shared {
     }
 
     /// Lets the links follow the topology.
-    async fn run_keeper(self: &Arc<Self>, tasks: &TaskTracker, cancel: &CancellationToken) {
+    async fn run_keeper(self: &Arc<Self>, tasks: &Tasks) {
         let mut topology = self.topology.clone();
         let mut period = tokio::time::interval(Duration::from_secs(1));
         loop {
             let now_topology = topology.borrow_and_update().clone();
             self.note_switch(&now_topology);
-            self.converge(&now_topology, tasks, cancel);
+            self.converge(&now_topology, tasks);
             self.roles_changed();
             tokio::select! {
                 changed = topology.changed() => if changed.is_err() {
@@ -342,7 +338,7 @@ impl Shared {
         }
     }
 
-    fn converge(self: &Arc<Self>, topology: &Topology, tasks: &TaskTracker, cancel: &CancellationToken) {
+    fn converge(self: &Arc<Self>, topology: &Topology, tasks: &Tasks) {
         let wanted = wanted(topology, self.config.standby_subscriptions);
         let now = Instant::now();
         let mut links = lock(&self.links);
@@ -371,8 +367,8 @@ impl Shared {
                 continue;
             };
             let link = Arc::new(Link::new(id, address.clone()));
-            let token = cancel.child_token();
-            tasks.spawn(link.clone().run(self.clone(), token.clone()));
+            let token = tasks.end().child_token();
+            tasks.spawn_vital("link", &token, link.clone().run(self.clone(), token.clone()));
             links.insert(address, Held { link, cancel: token, unwanted_since: None });
         }
     }
