@@ -11,7 +11,7 @@ use texto::config::Config;
 use texto::drain::Shutdown;
 use texto::healthcheck;
 use texto::logging::Log;
-use texto::server::{self, ServerError};
+use texto::server::{self, EXIT_SOFTWARE, ServerError};
 use texto::tasks::Tasks;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,9 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Exit codes as in sysexits.h: the configuration can't be used (EX_CONFIG), the program has a fault (EX_SOFTWARE).
+/// The exit code for a configuration that can't be used, as in sysexits.h (EX_CONFIG).
 const EXIT_CONFIG: u8 = 78;
-const EXIT_SOFTWARE: u8 = 70;
 /// How long the end waits for the log's last lines.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
@@ -75,10 +74,7 @@ fn serve(args: &ServeArgs, log: &Log) -> ExitCode {
     log.start(config.log_format);
     match run(config, log) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if matches!(error.downcast_ref(), Some(ServerError::Task(_))) => {
-            fail(log, &format!("{error:#}"), EXIT_SOFTWARE)
-        }
-        Err(error) => fail(log, &format!("{error:#}"), 1),
+        Err(error) => fail(log, &format!("{error:#}"), error.downcast_ref().map_or(1, ServerError::exit_code)),
     }
 }
 

@@ -42,6 +42,9 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// EX_SOFTWARE: a fault of the program's own.
+pub const EXIT_SOFTWARE: u8 = 70;
+
 /// Why a gateway could not run, or not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -54,6 +57,16 @@ pub enum ServerError {
     /// The gateway ran, but can do so no longer.
     #[error(transparent)]
     Task(#[from] TaskEnded),
+}
+
+impl ServerError {
+    /// What the program ends with, as in sysexits.h where that has a code for it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listener(_) | Self::Metrics(_) => 1,
+            Self::Task(_) => EXIT_SOFTWARE,
+        }
+    }
 }
 
 /// Runs a gateway on `listener`, and its metrics on `admin` if that is given, until `shutdown` has

@@ -28,7 +28,7 @@ pub struct Tasks {
     tracker: TaskTracker,
     end: CancellationToken,
     first_ended: watch::Sender<Option<TaskEnded>>,
-    vital: Arc<Mutex<Vec<(&'static str, AbortHandle)>>>,
+    running: Arc<Mutex<Vec<(&'static str, AbortHandle)>>>,
 }
 
 impl Default for Tasks {
@@ -37,7 +37,7 @@ impl Default for Tasks {
             tracker: TaskTracker::new(),
             end: CancellationToken::new(),
             first_ended: watch::Sender::new(None),
-            vital: Arc::default(),
+            running: Arc::default(),
         }
     }
 }
@@ -65,7 +65,7 @@ impl Tasks {
             let _vital = vital;
             task.await;
         });
-        self.running().push((name, task.abort_handle()));
+        self.note(name, task.abort_handle());
     }
 
     /// Waits for the first vital task that ends too early. Cancel safe.
@@ -88,12 +88,17 @@ impl Tasks {
         tokio::time::timeout(limit, self.tracker.wait()).await.is_ok()
     }
 
-    /// The vital tasks that run, as often as they do.
-    pub fn vital(&self) -> Vec<&'static str> {
+    /// Takes note of a task that whoever spawned it starts again.
+    pub fn note(&self, name: &'static str, task: AbortHandle) {
+        self.running().push((name, task));
+    }
+
+    /// The names of the tasks that run, but for the many.
+    pub fn names(&self) -> Vec<&'static str> {
         self.running().iter().map(|(name, _)| *name).collect()
     }
 
-    /// Ends the vital tasks called `name` as a mistake would, for tests of what follows.
+    /// Ends the tasks called `name` as a mistake would, for tests of what follows.
     #[doc(hidden)]
     pub fn abort(&self, name: &str) {
         self.running().iter().filter(|(running, _)| *running == name).for_each(|(_, task)| task.abort());
@@ -101,7 +106,7 @@ impl Tasks {
 
     fn running(&self) -> MutexGuard<'_, Vec<(&'static str, AbortHandle)>> {
         // Each change of the list is one call.
-        let mut running = self.vital.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|(_, task)| !task.is_finished());
         running
     }
@@ -179,9 +184,9 @@ mod tests {
         tasks.spawn_vital("clock", tasks.end(), async move { end.cancelled().await });
         until.cancel();
         assert_eq!(first(&tasks).await, None);
-        assert_eq!(tasks.vital(), ["clock"]);
+        assert_eq!(tasks.names(), ["clock"]);
         assert!(tasks.finish(LIMIT).await);
         assert_eq!(first(&tasks).await, None);
-        assert!(tasks.vital().is_empty());
+        assert!(tasks.names().is_empty());
     }
 }

@@ -74,6 +74,7 @@ pub(crate) struct Shared {
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
+    tasks: Tasks,
 }
 
 /// A link that is kept.
@@ -146,14 +147,14 @@ impl RedisBroker {
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
+            tasks: tasks.clone(),
         });
-        let (clock, end) = (shared.clone(), tasks.end().clone());
+        let (clock, keeper) = (shared.clone(), shared.clone());
         tasks.spawn_vital("clock", tasks.end(), async move {
-            end.run_until_cancelled(clock.run_clock()).await;
+            clock.tasks.end().run_until_cancelled(clock.run_clock()).await;
         });
-        let (keeper, keeper_tasks) = (shared.clone(), tasks.clone());
         tasks.spawn_vital("keeper", tasks.end(), async move {
-            keeper_tasks.end().run_until_cancelled(keeper.run_keeper(&keeper_tasks)).await;
+            keeper.tasks.end().run_until_cancelled(keeper.run_keeper()).await;
         });
         Self { shared }
     }
@@ -291,13 +292,13 @@ impl Shared {
     }
 
     /// Lets the links follow the topology.
-    async fn run_keeper(self: &Arc<Self>, tasks: &Tasks) {
+    async fn run_keeper(self: &Arc<Self>) {
         let mut topology = self.topology.clone();
         let mut period = tokio::time::interval(Duration::from_secs(1));
         loop {
             let now_topology = topology.borrow_and_update().clone();
             self.note_switch(&now_topology);
-            self.converge(&now_topology, tasks);
+            self.converge(&now_topology);
             self.roles_changed();
             tokio::select! {
                 changed = topology.changed() => if changed.is_err() {
@@ -338,7 +339,7 @@ impl Shared {
         }
     }
 
-    fn converge(self: &Arc<Self>, topology: &Topology, tasks: &Tasks) {
+    fn converge(self: &Arc<Self>, topology: &Topology) {
         let wanted = wanted(topology, self.config.standby_subscriptions);
         let now = Instant::now();
         let mut links = lock(&self.links);
@@ -367,8 +368,8 @@ impl Shared {
                 continue;
             };
             let link = Arc::new(Link::new(id, address.clone()));
-            let token = tasks.end().child_token();
-            tasks.spawn_vital("link", &token, link.clone().run(self.clone(), token.clone()));
+            let token = self.tasks.end().child_token();
+            self.tasks.spawn_vital("link", &token, link.clone().run(self.clone(), token.clone()));
             links.insert(address, Held { link, cancel: token, unwanted_since: None });
         }
     }
