@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod config;
 pub mod secret;
+pub mod variables;
 
 pub mod client_address;
 pub mod http;

@@ -63,10 +63,9 @@ impl Log {
         Ok(log)
     }
 
-    /// Takes the program's events and panics, filtered by the variable `TEXTO_LOG` (`info` when absent).
-    /// To be called once.
-    pub fn start(&self, format: LogFormat) {
-        let filter = EnvFilter::try_from_env("TEXTO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    /// Takes the program's events that pass `filter`, and its panics. To be called once.
+    pub fn start(&self, format: LogFormat, filter: &str) {
+        let filter = EnvFilter::new(filter);
         let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(self.clone()).with_target(false);
         match format {
             LogFormat::Json => logs.json().init(),

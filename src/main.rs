@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
 use texto::cli::{Cli, Command, ServeArgs};
 use texto::config::Config;
 use texto::drain::Shutdown;
@@ -26,7 +25,7 @@ const EXIT_CONFIG: u8 = 78;
 const LAST_LINES: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let Ok(log) = Log::to_stderr() else {
         return ExitCode::FAILURE; // No thread, or no descriptor: nothing would work here.
     };
@@ -67,11 +66,11 @@ fn fail(log: &Log, text: &str, code: u8) -> ExitCode {
 }
 
 fn serve(args: &ServeArgs, log: &Log) -> ExitCode {
-    let config = match Config::new(args, |name| std::env::var(name).ok()) {
+    let config = match Config::new(args, &std::env::vars_os().collect()) {
         Ok(config) => config,
         Err(errors) => return fail(log, &errors.to_string(), EXIT_CONFIG),
     };
-    log.start(config.log_format);
+    log.start(config.log_format, &config.log_filter);
     match run(config, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(log, &format!("{error:#}"), error.downcast_ref().map_or(1, ServerError::exit_code)),

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -26,6 +25,7 @@ use texto::registry::Registry;
 use texto::server::{self, ServerError};
 use texto::session::Context;
 use texto::tasks::{TaskEnded, Tasks};
+use texto::variables::Variables;
 use texto_lab::client::{Answer, Client};
 use texto_lab::cluster::{Cluster, ClusterOptions};
 use texto_lab::http;
@@ -47,8 +47,8 @@ struct Gateway {
 }
 
 fn config(arguments: &[&str]) -> Config {
-    let cli = Cli::parse_from(["texto"].iter().chain(arguments));
-    Config::new(&cli.serve, |_| None).unwrap()
+    let cli = Cli::read(["texto"].iter().chain(arguments)).unwrap();
+    Config::new(&cli.serve, &Variables::default()).unwrap()
 }
 
 impl Gateway {
