@@ -32,6 +32,9 @@ impl Bench {
         let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
         let gateway = Process::start("the gateway", Path::new(env!("CARGO_BIN_EXE_texto")), |command| {
+            for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TEXTO_")) {
+                command.env_remove(name);
+            }
             command.args(["--listen", &address.to_string(), "--redis", &redis.address()]);
             command.args(["--drain-delay", "0s", "--drain-window", "0s"]).env("TEXTO_LOG", "texto=debug");
             command.stdout(Stdio::null()).stderr(stderr);
@@ -138,4 +141,14 @@ async fn a_full_disk_under_the_log_stops_nobody() {
     bench.survives_a_broken_link().await;
     assert!(bench.dropped().await > 0.0);
     bench.ends(Signal::SIGTERM).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_can_tell_nobody_what_is_wrong_ends_all_the_same() {
+    let (_reader, writer) = full_pipe();
+    let mut refused = Process::start("the gateway", Path::new(env!("CARGO_BIN_EXE_texto")), |command| {
+        command.args(["--listen", "nowhere"]).stdout(Stdio::null()).stderr(writer);
+    })
+    .unwrap();
+    assert_eq!(refused.wait(LIMIT).await.unwrap().code(), Some(78));
 }
