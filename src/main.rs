@@ -1,5 +1,6 @@
 //! The program: arguments, logging, signals, exit code. Everything else is in the library.
 
+use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use texto::logging::Log;
 use texto::server::{self, EXIT_SOFTWARE, ServerError};
 use texto::tasks::Tasks;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
 
 /// It gives memory back to the system when a burst is over, which glibc's allocator does not.
 #[global_allocator]
@@ -26,8 +27,12 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let Ok(log) = Log::to_stderr() else {
-        return ExitCode::FAILURE; // No thread, or no descriptor: nothing would work here.
+    let log = match Log::to_stderr() {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "texto: the log can't be started: {error}");
+            return ExitCode::FAILURE;
+        }
     };
     let code = std::panic::catch_unwind(AssertUnwindSafe(|| command(cli, &log)));
     let code = code.unwrap_or_else(|_| fail(&log, "it panicked, which is a fault of Texto's", EXIT_SOFTWARE));
@@ -71,13 +76,17 @@ fn serve(args: &ServeArgs, log: &Log) -> ExitCode {
         Err(errors) => return fail(log, &errors.to_string(), EXIT_CONFIG),
     };
     log.start(config.log_format, &config.log_filter);
-    match run(config, log) {
+    let result = Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
+        let result = runtime.block_on(run(config, log));
+        runtime.shutdown_background(); // A name server that does not answer keeps nobody from ending.
+        result
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(log, &format!("{error:#}"), error.downcast_ref().map_or(1, ServerError::exit_code)),
     }
 }
 
-#[tokio::main]
 async fn run(config: Config, log: &Log) -> anyhow::Result<()> {
     let listener = bind(config.listen, "--listen (TEXTO_LISTEN)").await?;
     let admin = match config.admin_listen {
@@ -85,24 +94,10 @@ async fn run(config: Config, log: &Log) -> anyhow::Result<()> {
         None => None,
     };
     let shutdown = Shutdown::default();
-    let signalled = shutdown.clone();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let signals = async move {
-        tokio::select! {
-            _ = interrupt.recv() => signalled.stop.cancel(),
-            _ = terminate.recv() => signalled.drain.cancel(),
-        }
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        signalled.stop.cancel();
-        std::future::pending::<()>().await;
-    };
+    let signals = shutdown.on_signals()?;
     tokio::select! {
         result = server::run(config, listener, admin, shutdown, Tasks::default(), log) => Ok(result?),
-        () = signals => Ok(()),
+        never = signals => match never {},
     }
 }
 

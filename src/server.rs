@@ -1,7 +1,7 @@
 //! Owns the wiring of a gateway and its accept loop.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use hyper::body::Incoming;
@@ -28,6 +28,7 @@ use crate::http::{self as routes, App, SocketPermit};
 use crate::logging::Log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::repeats::Repeats;
 use crate::session::Context;
 use crate::tasks::{TaskEnded, Tasks};
 
@@ -210,13 +211,16 @@ impl Acceptor {
     }
 
     async fn run_inner(self, listener: TcpListener) {
+        let mut failures = Repeats::default();
         loop {
             // Nobody is accepted that there is no descriptor for; they wait in the backlog.
             let Ok(permit) = self.sockets.clone().acquire_owned().await else { return };
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
+                    if let Some(again) = failures.note(Instant::now(), &error.to_string()) {
+                        warn!(%error, "a connection could not be accepted{again}");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

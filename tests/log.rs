@@ -143,6 +143,29 @@ async fn a_full_disk_under_the_log_stops_nobody() {
     bench.ends(Signal::SIGTERM).await;
 }
 
+/// Without descriptors, an acceptor tries twenty times a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_again_and_again_is_one_line() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let bench = Bench::start(writer).await;
+    let limit = |count: u32| {
+        let pid = bench.gateway.pid().to_string();
+        let status =
+            std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={count}:")]).status();
+        assert!(status.unwrap().success());
+    };
+    limit(1);
+    let waiting = tokio::net::TcpStream::connect(bench.address).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await; // Not for something to happen: to see how often it does.
+    limit(1000);
+    bench.wait_ready().await;
+    drop(waiting);
+    bench.ends(Signal::SIGTERM).await;
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(log.matches("a connection could not be accepted").count(), 1, "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_can_tell_nobody_what_is_wrong_ends_all_the_same() {
     let (_reader, writer) = full_pipe();
