@@ -40,7 +40,7 @@ impl Cli {
 pub struct Given {
     /// Its flag, without the dashes.
     pub flag: String,
-    /// Whether it is about Redis and the Sentinels.
+    /// Whether it stands under the heading of those that make no sense without Redis.
     pub is_for_redis: bool,
 }
 
@@ -53,13 +53,10 @@ fn given(command: &clap::Command, matches: &clap::ArgMatches) -> Vec<Given> {
     };
     let flags = command.get_arguments().filter(|flag| flag.get_env().is_some() && is_given(flag.get_id().as_str()));
     let note = |flag: &clap::Arg| {
-        Some(Given { flag: flag.get_long()?.to_owned(), is_for_redis: flag.get_help_heading() == Some(REDIS) })
+        Some(Given { flag: flag.get_long()?.to_owned(), is_for_redis: flag.get_help_heading() == Some("Redis") })
     };
     flags.filter_map(note).collect()
 }
-
-/// Heading of the flags that make no sense without Redis.
-const REDIS: &str = "Redis";
 
 const SECRETS_HELP: &str = "\
 Secrets are never taken from the command line, where every user of the machine could read them:
@@ -124,13 +121,13 @@ pub struct ServeArgs {
     pub node_id: Option<String>,
 
     /// Sentinels, comma-separated: Redis is found and followed through them
-    #[arg(long, env = "TEXTO_SENTINELS", value_name = "HOST:PORT,…", help_heading = REDIS)]
+    #[arg(long, env = "TEXTO_SENTINELS", value_name = "HOST:PORT,…", help_heading = "Redis")]
     pub sentinels: Option<String>,
     /// Name under which the Sentinels know the master
-    #[arg(long, env = "TEXTO_MASTER_NAME", default_value = "mymaster", value_name = "NAME", help_heading = REDIS)]
+    #[arg(long, env = "TEXTO_MASTER_NAME", default_value = "mymaster", value_name = "NAME", help_heading = "Redis")]
     pub master_name: String,
     /// One Redis without Sentinel; with neither this nor --sentinels: the embedded broker
-    #[arg(long, env = "TEXTO_REDIS", value_name = "HOST:PORT", help_heading = REDIS)]
+    #[arg(long, env = "TEXTO_REDIS", value_name = "HOST:PORT", help_heading = "Redis")]
     pub redis: Option<String>,
     /// Links to the replicas as well as to the master: a failover is bridged, not waited for
     #[arg(
@@ -138,28 +135,28 @@ pub struct ServeArgs {
         env = "TEXTO_STANDBY_SUBSCRIPTIONS",
         default_value = "true",
         value_name = "BOOL",
-        help_heading = REDIS
+        help_heading = "Redis"
     )]
     pub standby_subscriptions: String,
     /// ACL user name for Redis
-    #[arg(long, env = "TEXTO_REDIS_USERNAME", value_name = "NAME", help_heading = REDIS)]
+    #[arg(long, env = "TEXTO_REDIS_USERNAME", value_name = "NAME", help_heading = "Redis")]
     pub redis_username: Option<String>,
     /// File that holds the password for Redis
-    #[arg(long, env = "TEXTO_REDIS_PASSWORD_FILE", value_name = "PATH", help_heading = REDIS)]
+    #[arg(long, env = "TEXTO_REDIS_PASSWORD_FILE", value_name = "PATH", help_heading = "Redis")]
     pub redis_password_file: Option<String>,
     /// ACL user name for the Sentinels
-    #[arg(long, env = "TEXTO_SENTINEL_USERNAME", value_name = "NAME", help_heading = REDIS)]
+    #[arg(long, env = "TEXTO_SENTINEL_USERNAME", value_name = "NAME", help_heading = "Redis")]
     pub sentinel_username: Option<String>,
     /// File that holds the password for the Sentinels
-    #[arg(long, env = "TEXTO_SENTINEL_PASSWORD_FILE", value_name = "PATH", help_heading = REDIS)]
+    #[arg(long, env = "TEXTO_SENTINEL_PASSWORD_FILE", value_name = "PATH", help_heading = "Redis")]
     pub sentinel_password_file: Option<String>,
-    /// A Redis or Sentinel that is silent this long is given up (pinged four times as often), 5s at most
+    /// A Redis or Sentinel silent this long is given up; at most 5s, and --send-timeout
     #[arg(
         long,
         env = "TEXTO_HEARTBEAT_TIMEOUT",
         default_value = "1s",
         value_name = "DURATION",
-        help_heading = REDIS
+        help_heading = "Redis"
     )]
     pub heartbeat_timeout: String,
 
