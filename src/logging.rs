@@ -67,6 +67,7 @@ impl Log {
     pub fn start(&self, format: LogFormat, filter: &str) {
         let filter = EnvFilter::new(filter);
         let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(self.clone()).with_target(false);
+        let logs = logs.log_internal_errors(false); // Those would go to standard error, past this.
         match format {
             LogFormat::Json => logs.json().init(),
             LogFormat::Text => logs.with_ansi(io::stderr().is_terminal()).init(),
