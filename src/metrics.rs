@@ -211,6 +211,14 @@ impl Metrics {
         })
     }
 
+    /// Shows a counter of somebody else's as well.
+    ///
+    /// # Errors
+    /// When its name is taken.
+    pub fn add(&self, counter: IntCounter) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(counter))
+    }
+
     /// Counts an `error` frame.
     pub fn error(&self, code: ErrorCode) {
         // The two lists have the same order and length by construction.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -20,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
 use crate::registry::Registry;
 use crate::sentinel::{Topology, Watcher};
+use crate::tasks::Tasks;
 use crate::transport::envelope::{Channel, Foreign, Hello, Tag, VERSION, body};
 use crate::transport::peers::HELLO_EVERY;
 use crate::transport::sender::{Actions, Answer, Command, LinkId, MAX_LINKS, Sender, Times};
@@ -68,6 +68,7 @@ pub(crate) struct Shared {
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
+    tasks: Tasks,
 }
 
 /// A link that is kept.
@@ -100,14 +101,13 @@ fn client_of(channel: &[u8]) -> Option<Uuid> {
 }
 
 impl RedisBroker {
-    /// Starts to look for Redis. Its tasks run on `tasks` until `cancel`.
+    /// Starts to look for Redis. Its tasks run until those of the gateway end.
     pub fn start(
         config: &RedisConfig,
         node_id: &str,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
-        cancel: &CancellationToken,
+        tasks: &Tasks,
     ) -> Self {
         let now = Instant::now();
         let (topology, watcher) = match &config.topology {
@@ -117,8 +117,7 @@ impl RedisBroker {
             }
             TopologyConfig::Sentinel { sentinels, master_name, credentials } => {
                 let limit = config.heartbeat_timeout;
-                let watcher =
-                    Watcher::start(sentinels, master_name, credentials, limit, metrics.clone(), tasks, cancel);
+                let watcher = Watcher::start(sentinels, master_name, credentials, limit, metrics.clone(), tasks);
                 (watcher.topology(), Some(watcher))
             }
         };
@@ -139,16 +138,14 @@ impl RedisBroker {
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
+            tasks: tasks.clone(),
         });
-        let clock = shared.clone();
-        let clock_cancel = cancel.clone();
-        tasks.spawn(async move {
-            clock_cancel.run_until_cancelled(clock.run_clock()).await;
+        let (clock, keeper) = (shared.clone(), shared.clone());
+        tasks.spawn_vital("clock", tasks.end(), async move {
+            clock.tasks.end().run_until_cancelled(clock.run_clock()).await;
         });
-        let keeper = shared.clone();
-        let (keeper_tasks, keeper_cancel) = (tasks.clone(), cancel.clone());
-        tasks.spawn(async move {
-            keeper_cancel.run_until_cancelled(keeper.run_keeper(&keeper_tasks, &keeper_cancel)).await;
+        tasks.spawn_vital("keeper", tasks.end(), async move {
+            keeper.tasks.end().run_until_cancelled(keeper.run_keeper()).await;
         });
         Self { shared }
     }
@@ -229,7 +226,11 @@ impl Shared {
 
     fn note_foreign(&self, foreign: Foreign) {
         if let (Foreign::Version(_) | Foreign::Kind(_), true) = (foreign, lock(&self.strange).insert(foreign)) {
-            warn!(?foreign, own = VERSION, "another version of Texto uses this Redis: stop its nodes, or upgrade this one");
+            warn!(
+                ?foreign,
+                own = VERSION,
+                "another version of Texto uses this Redis: stop its nodes, or upgrade this one"
+            );
         }
     }
 
@@ -317,13 +318,13 @@ impl Shared {
     }
 
     /// Lets the links follow the topology.
-    async fn run_keeper(self: &Arc<Self>, tasks: &TaskTracker, cancel: &CancellationToken) {
+    async fn run_keeper(self: &Arc<Self>) {
         let mut topology = self.topology.clone();
         let mut period = tokio::time::interval(Duration::from_secs(1));
         loop {
             let now_topology = topology.borrow_and_update().clone();
             self.note_switch(&now_topology);
-            self.converge(&now_topology, tasks, cancel);
+            self.converge(&now_topology);
             self.roles_changed();
             tokio::select! {
                 changed = topology.changed() => if changed.is_err() {
@@ -364,7 +365,7 @@ impl Shared {
         }
     }
 
-    fn converge(self: &Arc<Self>, topology: &Topology, tasks: &TaskTracker, cancel: &CancellationToken) {
+    fn converge(self: &Arc<Self>, topology: &Topology) {
         let wanted = wanted(topology, self.config.standby_subscriptions);
         let now = Instant::now();
         let mut links = lock(&self.links);
@@ -393,8 +394,8 @@ impl Shared {
                 continue;
             };
             let link = Arc::new(Link::new(id, address.clone()));
-            let token = cancel.child_token();
-            tasks.spawn(link.clone().run(self.clone(), token.clone()));
+            let token = self.tasks.end().child_token();
+            self.tasks.spawn_vital("link", &token, link.clone().run(self.clone(), token.clone()));
             links.insert(address, Held { link, cancel: token, unwanted_since: None });
         }
     }

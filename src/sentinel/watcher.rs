@@ -14,7 +14,6 @@ use redis::{
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::machine::{Event, Machine, Replica, Topology, View};
@@ -23,6 +22,7 @@ use crate::broker::SentinelStatus;
 use crate::config::Address;
 use crate::metrics::Metrics;
 use crate::secret::Credentials;
+use crate::tasks::Tasks;
 
 /// The events that say that something is going on or over.
 const EVENTS: [&str; 13] = [
@@ -59,8 +59,7 @@ struct Shared {
     credentials: Credentials,
     limit: Duration,
     metrics: Arc<Metrics>,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
+    tasks: Tasks,
     machine: Mutex<Machine>,
     topology: watch::Sender<Topology>,
     /// Counts hints; each Sentinel's task asks anew when it grows.
@@ -101,16 +100,15 @@ enum AskError {
 }
 
 impl Watcher {
-    /// Starts to watch `master_name`. Each step on the network takes `limit` at most. Its tasks run on
-    /// `tasks` until `cancel`.
+    /// Starts to watch `master_name`. Each step on the network takes `limit` at most. Its tasks run
+    /// until those of the gateway end.
     pub fn start(
         sentinels: &[Address],
         master_name: &str,
         credentials: &Credentials,
         limit: Duration,
         metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
-        cancel: &CancellationToken,
+        tasks: &Tasks,
     ) -> Self {
         let shared = Arc::new(Shared {
             master_name: master_name.to_owned(),
@@ -118,7 +116,6 @@ impl Watcher {
             limit,
             metrics,
             tasks: tasks.clone(),
-            cancel: cancel.clone(),
             machine: Mutex::new(Machine::new(sentinels)),
             topology: watch::channel(Topology::default()).0,
             hints: watch::channel(0).0,
@@ -169,10 +166,10 @@ impl Shared {
     }
 
     fn watch(self: Arc<Self>, address: Address) {
-        let cancel = self.cancel.child_token();
+        let cancel = self.tasks.end().child_token();
         let known = Known { cancel: cancel.clone(), reachable: false, reason: None };
         lock(&self.sentinels).insert(address.clone(), known);
-        self.tasks.clone().spawn(async move {
+        self.tasks.clone().spawn_vital("watcher", &cancel.clone(), async move {
             cancel.run_until_cancelled(self.converse(&address)).await;
             let label = address.to_string();
             drop(self.metrics.sentinel_up.remove_label_values(&[label.as_str()]));

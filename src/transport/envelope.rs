@@ -244,7 +244,8 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Foreign> {
     if start[3] != VERSION && start[4] != HELLO {
         return Err(Foreign::Version(start[3]));
     }
-    let tag = u64::from_be_bytes([start[8], start[9], start[10], start[11], start[12], start[13], start[14], start[15]]);
+    let tag =
+        u64::from_be_bytes([start[8], start[9], start[10], start[11], start[12], start[13], start[14], start[15]]);
     let mut fields = Fields(rest);
     match start[4] {
         MESSAGE => {

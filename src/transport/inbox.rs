@@ -231,7 +231,8 @@ impl<T> Lane<T> {
 
     /// Decides what has waited for what is decided now.
     fn release(&mut self, room: &mut impl Room<T>, due: &mut Vec<Due>) {
-        while let Some(number) = self.waiting.iter().find(|(_, w)| self.is_open(w.previous)).map(|(number, _)| *number) {
+        while let Some(number) = self.waiting.iter().find(|(_, w)| self.is_open(w.previous)).map(|(number, _)| *number)
+        {
             let Some(waiting) = self.waiting.remove(&number) else { return };
             room.waits_no_more(&waiting.message);
             if self.decision(number).is_none() {

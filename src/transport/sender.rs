@@ -488,7 +488,9 @@ impl<R> Sender<R> {
                 (What::Control, _) => {}
             }
         }
-        if self.links[link].owes() || self.carriers & bit(link) != 0 && self.log.range(self.links[link].cursor..).next().is_some() {
+        if self.links[link].owes()
+            || self.carriers & bit(link) != 0 && self.log.range(self.links[link].cursor..).next().is_some()
+        {
             actions.wake |= bit(link);
         }
     }
@@ -747,7 +749,8 @@ impl<R> Sender<R> {
                 self.links[link].suspect = true;
                 let stuck = std::mem::take(&mut self.links[link].questions);
                 self.unasked(now, link, stuck, actions);
-                let asked: Vec<Uuid> = self.searches.iter().filter(|(_, s)| s.under_way & bit(link) != 0).map(|(r, _)| *r).collect();
+                let asked: Vec<Uuid> =
+                    self.searches.iter().filter(|(_, s)| s.under_way & bit(link) != 0).map(|(r, _)| *r).collect();
                 for receiver in asked {
                     self.round_goes_on(now, receiver, actions);
                 }
