@@ -191,10 +191,15 @@ impl Traffic {
         lock(&self.scene.closes).clone()
     }
 
+    /// Ends the sending.
+    pub fn stop(&self) {
+        self.sending.send_replace(false);
+    }
+
     /// Waits until everything that was to be sent is sent and answered.
     ///
     /// # Errors
-    /// When it is not within `limit`; without a bound on what each client sends it never is.
+    /// When it is not within `limit`: never, where clients send without end and were not stopped.
     pub async fn answered(&self, limit: Duration) -> Result<()> {
         until("all is sent and answered", limit, async || self.is_answered().then_some(())).await
     }
@@ -222,7 +227,7 @@ impl Traffic {
     /// # Errors
     /// Never for what the gateways did: that is in the report.
     pub async fn finish(mut self, from: Duration, to: Duration) -> Result<Report> {
-        self.sending.send_replace(false);
+        self.stop();
         // Whatever is not answered is counted below, as is what does not arrive.
         drop(self.answered(self.deadline + Duration::from_secs(1)).await);
         let arrived =
