@@ -243,14 +243,14 @@ async fn flood(mut sender: Client, receiver: Uuid, limit: Duration) -> HashMap<S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_from_one_client_throws_nobody_out_and_leaves_others_their_share() {
-    let length = Duration::from_secs(6);
-    let two = Two::start(&["--write-timeout", "2s", "--outbox-messages", "200"]).await;
+    let length = Duration::from_secs(8);
+    let two = Two::start(&["--write-timeout", "4s", "--outbox-messages", "200"]).await;
     let receiver = Client::connect(two.receivers.address).await.unwrap();
     let to = receiver.id;
     let flooder = Client::connect(two.senders.address).await.unwrap();
     let mut other = Client::connect(two.senders.address).await.unwrap();
-    // It takes what comes, with 1.6 MB a second.
-    let reader = tokio::spawn(read_slowly(receiver, Duration::from_millis(10), length + Duration::from_secs(1)));
+    // It takes what comes, but not as fast as it comes.
+    let reader = tokio::spawn(read_slowly(receiver, Duration::from_millis(4), length + Duration::from_secs(1)));
     let flood = tokio::spawn(flood(flooder, to, length));
     let began = Instant::now();
     let (mut tried, mut acked) = (0, 0);

@@ -146,6 +146,24 @@ async fn replicas_that_refuse_crash_and_hang_and_a_sentinel_that_flaps_disturb_n
     }
 }
 
+/// Nobody knows then whether the receiver is absent or its node is on its way: that is asked at a pace.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_send_to_nobody_without_a_master_is_not_hundreds_of_publishes() {
+    let options = ClusterOptions { sentinels: 1, down_after: Duration::from_secs(60), ..ClusterOptions::default() };
+    let mut stage = stage(&options).await;
+    let mut sender = Client::connect(stage.gateways[0].address).await.unwrap();
+    stage.cluster.servers[0].kill();
+    let replicas = &stage.cluster.servers[1..];
+    let count = async || publishes(&replicas[0]).await + publishes(&replicas[1]).await;
+    let (before, began) = (count().await, Instant::now());
+    let answer = sender.send(Uuid::new_v4(), "nobody").await.unwrap();
+    let (asked, took) = (count().await - before, began.elapsed());
+    println!("{answer:?} after {took:?}, {asked} PUBLISH");
+    assert!(answer == Answer::Error("ENOTCONN".to_owned()) || answer == Answer::Error("EBROKER".to_owned()));
+    // A few of them are the Sentinel's.
+    assert!(asked < 60, "{asked} PUBLISH for one send");
+}
+
 /// PING is refused with MASTERDOWN then; what matters is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn stale_replicas_that_refuse_pings_carry_messages_all_the_same() {

@@ -150,7 +150,9 @@ pub async fn judge(scenario: &Scenario, binary: &Path, args: &ChaosArgs) -> Resu
     let network = scenario.network.then_some(args.gateways);
     let mut stage = Stage::start_with(binary, &options, args.gateways, &flags, network).await?;
     let load = Load { pairs: args.pairs, rate: args.rate, deadline: DEADLINE };
-    let traffic = Traffic::start(&stage.addresses(), Plan { moves: scenario.moves, ..load.into() }).await?;
+    let traffic =
+        Traffic::start(&stage.addresses(), Plan { moves: scenario.moves, bytes: scenario.bytes, ..load.into() })
+            .await?;
     let (quiet_from, quiet_to) = baseline(&traffic).await;
     let mut fault = Fault::new(&mut stage, &traffic);
     (scenario.run)(&mut fault).await?;

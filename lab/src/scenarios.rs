@@ -37,6 +37,8 @@ pub struct Scenario {
     pub moves: bool,
     /// Whether the last replica hears its master through a proxy.
     pub proxied_replica: bool,
+    /// Length of the texts in bytes, at least.
+    pub bytes: usize,
     /// Further options of the Redis servers.
     pub redis: &'static [&'static str],
     /// Further options of the gateways.
@@ -156,6 +158,7 @@ const DEFAULTS: Scenario = Scenario {
     errors: &[],
     moves: false,
     proxied_replica: false,
+    bytes: 0,
     redis: &[],
     flags: &[],
     run: |_| Box::pin(async { Ok(()) }),
@@ -353,8 +356,8 @@ pub const ALL: &[Scenario] = &[
     ),
     scenario!(
         "pause-gateway",
-        "a gateway is stopped for 0.7 s, three times: what it has not read, nobody calls delivered",
-        Duration::from_millis(50),
+        "a gateway is stopped for 0.7 s, three times: what Redis drops of its long texts, nobody calls delivered",
+        Duration::from_millis(100),
         |fault| {
             Box::pin(async {
                 for _ in 0..3 {
@@ -365,7 +368,11 @@ pub const ALL: &[Scenario] = &[
                 }
                 Ok(())
             })
-        }
+        },
+        bytes: 16_000,
+        // Of the rest the kernel holds some megabytes.
+        redis: &["--client-output-buffer-limit", "pubsub", "1mb", "1mb", "1"],
+        errors: &["EBROKER", "EBUSY"]
     ),
     scenario!(
         "isolate-gateway",
