@@ -30,7 +30,8 @@ pub struct ClusterOptions {
     pub host: String,
     /// Further options of the Redis servers.
     pub redis_options: Vec<String>,
-    /// Whether the last replica hears its master through a proxy: [`Cluster::replication`].
+    /// Whether the last replica hears its master through a proxy: [`Cluster::replication`]. Such a deployment is never
+    /// whole, as [`Cluster::wait_until_whole`] has it.
     pub proxied_replica: bool,
 }
 

@@ -393,6 +393,7 @@ pub const ALL: &[Scenario] = &[
             })
         },
         network: true,
+        flags: &["--drain-window", "3s"],
         moves: true,
         errors: &["EBROKER", "ENOTCONN"]
     ),

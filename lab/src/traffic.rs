@@ -281,17 +281,19 @@ impl Party {
         let mut next = Some(client);
         while let Some(client) = next.take() {
             let Some(code) = self.session(client, &mut sending).await else { return };
-            let at = self.scene.start.elapsed();
-            lock(&self.scene.closes).push(Close { client: self.index, code, at });
-            if code == 1012 && self.scene.moves {
+            let (at, moves) = (self.scene.start.elapsed(), code == 1012 && self.scene.moves);
+            if moves {
                 self.unanswered = 0;
                 for request in std::mem::take(&mut self.requests).into_values().filter(|request| !request.is_answered) {
                     self.note(request.pair, request.number, &Event::CutShort);
                 }
                 self.note(0, 0, &Event::Moved);
-                next = Some(self.elsewhere().await);
             } else {
                 self.note(0, 0, &Event::Dropped(code));
+            }
+            lock(&self.scene.closes).push(Close { client: self.index, code, at });
+            if moves {
+                next = Some(self.elsewhere().await);
             }
         }
         self.finish();
