@@ -14,17 +14,23 @@ async fn chaos(arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
     (output.status.code(), verdicts)
 }
 
-async fn keeps_its_word(scenario: &str) {
-    let (_, verdicts) = chaos(&[scenario]).await;
-    let [verdict] = verdicts.as_slice() else { panic!("{verdicts:?}") };
+async fn verdict(scenario: &str) -> Value {
+    let (_, mut verdicts) = chaos(&[scenario]).await;
+    assert_eq!(verdicts.len(), 1, "{verdicts:?}");
+    let verdict = verdicts.remove(0);
     assert_eq!(verdict["skipped"], Value::Null, "{scenario} needs root: it makes networks");
     let report = &verdict["report"];
     let counts = ["acked_lost", "received_twice", "out_of_order", "unanswered", "answered_twice", "dropped_sessions"];
     for count in counts {
         assert_eq!(report[count], 0, "{count} in {verdict:#}");
     }
-    assert_eq!(report["errors"], serde_json::json!({}), "{verdict:#}");
     assert!(report["acked"].as_u64().unwrap() > 2_000, "{verdict:#}");
+    verdict
+}
+
+async fn keeps_its_word(scenario: &str) {
+    let verdict = verdict(scenario).await;
+    assert_eq!(verdict["report"]["errors"], serde_json::json!({}), "{verdict:#}");
 }
 
 #[tokio::test]
@@ -45,6 +51,15 @@ async fn an_outage_below_the_deadline_loses_nothing() {
 #[tokio::test]
 async fn a_gateway_that_hears_its_master_but_is_not_heard() {
     keeps_its_word("cut-to-master").await;
+}
+
+/// In a network that drops packets; `tests/acks.rs` has a proxy that stands still.
+#[tokio::test]
+async fn a_gateway_without_redis_and_sentinels_asks_its_clients_to_leave() {
+    let verdict = verdict("isolate-gateway").await;
+    assert!(verdict["report"]["moved"].as_u64().unwrap() > 5, "{verdict:#}");
+    let errors = verdict["report"]["errors"].as_object().unwrap();
+    assert!(errors.keys().all(|code| code == "EBROKER" || code == "ENOTCONN"), "{verdict:#}");
 }
 
 /// Without links to the replicas a killed master is noticed, and the judge says so.

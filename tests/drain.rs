@@ -12,6 +12,7 @@ use texto_lab::gateway::Gateway;
 use texto_lab::http;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
+use texto_lab::traffic::{Plan, Traffic};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -67,6 +68,38 @@ async fn a_node_drains_under_load_and_owes_nobody_an_answer() {
     let took = began.elapsed();
     assert!(took > Duration::from_millis(300) && took < Duration::from_secs(10), "{took:?}");
     assert_eq!(other.metric("texto_connections").await, Some(0.0));
+}
+
+/// What was acknowledged for a receiver arrives before its session is closed, however much is under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receivers_node_drains_under_full_load_and_loses_nothing_acknowledged() {
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    let address = redis.address();
+    let window = ["--redis", &address, "--drain-delay", "200ms", "--drain-window", "1s"];
+    let senders = gateway(&window).await;
+    for round in 0..4 {
+        let mut draining = gateway(&window).await;
+        senders.wait_ready(LIMIT).await.unwrap();
+        draining.wait_ready(LIMIT).await.unwrap();
+        let plan = Plan { window: 16, ..Plan::one_way(40, 300, Duration::from_secs(7)) };
+        let traffic = Traffic::start(&[senders.address, draining.address], plan).await.unwrap();
+        let flows = async || (traffic.checker().totals().3 > 1_000).then_some(());
+        until("messages flow", LIMIT, flows).await.unwrap();
+        draining.signal(Signal::SIGTERM);
+        assert_eq!(draining.wait_exit(LIMIT).await.unwrap().code(), Some(0));
+        traffic.stop();
+        traffic.answered(LIMIT).await.unwrap();
+        let told = async || (traffic.closes().len() == 300).then_some(());
+        until("everybody has seen the farewell", LIMIT, told).await.unwrap();
+        let (closes, end) = (traffic.closes(), traffic.now());
+        assert!(closes.iter().all(|close| close.code == 1012), "{closes:?}");
+        let report = traffic.finish(Duration::ZERO, end).await.unwrap();
+        // Everybody on that node was told to leave; nothing else may have gone wrong.
+        assert_eq!(report.broken(), ["300 sessions dropped"], "round {round}: {report:#?}");
+        let others = report.errors.keys().filter(|code| !matches!(code.as_str(), "ENOTCONN" | "EBUSY")).count();
+        assert_eq!(others, 0, "round {round}: {:?}", report.errors);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

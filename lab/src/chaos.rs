@@ -11,7 +11,7 @@ use crate::checker::Report;
 use crate::cluster::ClusterOptions;
 use crate::scenarios::{ALL, Fault, Scenario};
 use crate::stage::Stage;
-use crate::traffic::{Load, Traffic};
+use crate::traffic::{Load, Plan, Traffic};
 
 /// `texto chaos`: start real Redis servers, Sentinels and gateways here, break them, judge.
 #[derive(Clone, Debug, Args)]
@@ -28,12 +28,15 @@ pub struct ChaosArgs {
     /// Pairs of clients that write to each other
     #[arg(long, default_value_t = 200, value_name = "COUNT")]
     pub pairs: usize,
-    /// Messages a second, of all together
+    /// Messages a second, of all together; more than can be answered is as much as can be
     #[arg(long, default_value_t = 2000.0, value_name = "COUNT")]
     pub rate: f64,
     /// Gateways
     #[arg(long, default_value_t = 3, value_name = "COUNT")]
     pub gateways: usize,
+    /// How often each scenario is run, every time on servers of its own
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    pub repeat: usize,
     /// Run the gateways with --standby-subscriptions=false, to compare
     #[arg(long)]
     pub no_standby: bool,
@@ -50,6 +53,9 @@ const WARM_UP: Duration = Duration::from_secs(3);
 const BASELINE: Duration = Duration::from_secs(6);
 /// Traffic after the fault.
 const AFTER: Duration = Duration::from_secs(2);
+
+/// Sentinel's `failover-timeout` where a replica follows a proxy: until then it is not put right.
+const PROXY_SUFFERED: Duration = Duration::from_secs(600);
 
 /// What came of one scenario.
 #[derive(Clone, Debug, Serialize)]
@@ -106,13 +112,15 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
             }
             continue;
         }
-        let verdict = judge(scenario, &binary, args).await?;
-        if args.json {
-            println!("{}", serde_json::to_string(&verdict)?);
-        } else {
-            print_line(&verdict);
+        for _ in 0..args.repeat {
+            let verdict = judge(scenario, &binary, args).await?;
+            if args.json {
+                println!("{}", serde_json::to_string(&verdict)?);
+            } else {
+                print_line(&verdict);
+            }
+            verdicts.push(verdict);
         }
-        verdicts.push(verdict);
     }
     if !args.json {
         print_table(&verdicts);
@@ -126,12 +134,25 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
 /// When the servers can't be started or do not do what the scenario waits for.
 pub async fn judge(scenario: &Scenario, binary: &Path, args: &ChaosArgs) -> Result<Verdict> {
     let began = std::time::Instant::now();
-    let options = ClusterOptions { replicas: scenario.replicas, ..ClusterOptions::default() };
-    let flags: &[&str] = if args.no_standby { &["--standby-subscriptions=false"] } else { &[] };
+    let mut options = ClusterOptions {
+        replicas: scenario.replicas,
+        proxied_replica: scenario.proxied_replica,
+        redis_options: scenario.redis.iter().map(|&option| option.to_owned()).collect(),
+        ..ClusterOptions::default()
+    };
+    if scenario.proxied_replica {
+        options.failover_timeout = PROXY_SUFFERED;
+    }
+    let mut flags = scenario.flags.to_vec();
+    if args.no_standby {
+        flags.push("--standby-subscriptions=false");
+    }
     let network = scenario.network.then_some(args.gateways);
-    let mut stage = Stage::start_with(binary, &options, args.gateways, flags, network).await?;
+    let mut stage = Stage::start_with(binary, &options, args.gateways, &flags, network).await?;
     let load = Load { pairs: args.pairs, rate: args.rate, deadline: DEADLINE };
-    let traffic = stage.traffic(load).await?;
+    let traffic =
+        Traffic::start(&stage.addresses(), Plan { moves: scenario.moves, bytes: scenario.bytes, ..load.into() })
+            .await?;
     let (quiet_from, quiet_to) = baseline(&traffic).await;
     let mut fault = Fault::new(&mut stage, &traffic);
     (scenario.run)(&mut fault).await?;
@@ -147,7 +168,10 @@ pub async fn judge(scenario: &Scenario, binary: &Path, args: &ChaosArgs) -> Resu
     if silence_ms > limit_ms {
         broken.push(format!("{silence_ms:.0} ms of silence, {limit_ms:.0} allowed"));
     }
-    let wrong = report.errors.iter().filter(|(code, _)| !(scenario.errors && *code == "EBROKER"));
+    let wrong = report.errors.iter().filter(|(code, _)| !scenario.errors.contains(&code.as_str()));
+    if scenario.moves && report.moved == 0 {
+        broken.push("nobody was asked to go elsewhere".to_owned());
+    }
     broken.extend(wrong.map(|(code, count)| format!("{count} answered with {code}")));
     Ok(Verdict {
         scenario: scenario.name,
@@ -171,7 +195,7 @@ async fn baseline(traffic: &Traffic) -> (Duration, Duration) {
 fn print_line(verdict: &Verdict) {
     let Verdict { report, noise_ms, silence_ms, limit_ms, .. } = verdict;
     println!(
-        "  {} sent, {} acknowledged, {} errors, {} lost, {} twice, {} out of order, {} unanswered, {} dropped; \
+        "  {} sent, {} acknowledged, {} errors, {} lost, {} twice, {} out of order, {} unanswered, {} dropped, {} moved; \
          silence {silence_ms:.0} ms beyond {noise_ms:.0} ms of noise ({limit_ms:.0} allowed)",
         report.sent,
         report.acked,
@@ -181,6 +205,7 @@ fn print_line(verdict: &Verdict) {
         report.out_of_order,
         report.unanswered,
         report.dropped_sessions,
+        report.moved,
     );
     for broken in &verdict.broken {
         println!("  BROKEN: {broken}");

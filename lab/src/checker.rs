@@ -9,6 +9,8 @@ use crate::client::Answer;
 
 /// Broken promises that are kept in words.
 const EXAMPLES: usize = 5;
+/// A send may cross the close of its session on the way. One older than this was there before.
+const CROSSING: Duration = Duration::from_secs(1);
 
 /// What a client saw or did. Times count from one common start.
 #[derive(Clone, Debug)]
@@ -17,10 +19,14 @@ pub enum Event {
     Sent,
     /// Message `number` was answered.
     Answered(Answer),
+    /// The session ended (1012) while message `number` was unanswered.
+    CutShort,
     /// Message `number` arrived.
     Received,
-    /// The gateway ended its session.
-    Dropped,
+    /// The gateway ended its session, with this code.
+    Dropped(u16),
+    /// The gateway asked it to go elsewhere (1012), which it did.
+    Moved,
 }
 
 /// The figures of one run.
@@ -36,14 +42,18 @@ pub struct Report {
     pub acked_lost: u64,
     /// Received more than once.
     pub received_twice: u64,
-    /// Received after a later one of the same sender to the same receiver.
+    /// Acknowledged, and received after a later acknowledged one of the same sender to the same receiver.
     pub out_of_order: u64,
     /// Not answered within the deadline.
     pub unanswered: u64,
     /// Answered more than once.
     pub answered_twice: u64,
-    /// Sessions that the gateway ended.
+    /// Sessions that the gateway ended, but for those in `moved`.
     pub dropped_sessions: u64,
+    /// The same, by close code.
+    pub closes: BTreeMap<u16, u64>,
+    /// Sessions that were asked to go elsewhere (1012) where that is part of the play.
+    pub moved: u64,
     /// The longest time in which nobody received anything, in milliseconds.
     pub longest_silence_ms: f64,
     /// The longest time from a send to its answer, in milliseconds.
@@ -78,13 +88,34 @@ impl Report {
 struct Message {
     sent: Option<Duration>,
     answered: Option<(Duration, Answer)>,
+    cut_short: bool,
     received: u32,
+}
+
+impl Message {
+    fn is_acked(&self) -> bool {
+        matches!(self.answered, Some((_, Answer::Ack)))
+    }
 }
 
 #[derive(Debug, Default)]
 struct Pair {
     messages: Vec<Message>,
-    last_received: Option<usize>,
+    /// Numbers in the order in which they first arrived.
+    arrivals: Vec<(Duration, usize)>,
+}
+
+impl Pair {
+    /// What came after a later one: among the acknowledged, for what was answered with an error stands nowhere.
+    /// Each with when it came and what had come before it.
+    fn late(&self) -> impl Iterator<Item = (usize, Duration, usize)> {
+        let mut newest = None;
+        self.arrivals.iter().filter(|(_, number)| self.messages[*number].is_acked()).filter_map(move |(at, number)| {
+            let before = newest.filter(|newest| newest > number);
+            newest = newest.max(Some(*number));
+            Some((*number, *at, before?))
+        })
+    }
 }
 
 /// Judges a run.
@@ -94,16 +125,39 @@ pub struct Checker {
     pairs: BTreeMap<u32, Pair>,
     receipts: Vec<Duration>,
     report: Report,
+    failed: u64,
+    /// Messages without an answer.
+    outstanding: usize,
 }
 
 impl Checker {
     /// Every send must be answered within `deadline`.
     pub fn new(deadline: Duration) -> Self {
-        Self { deadline, pairs: BTreeMap::new(), receipts: Vec::new(), report: Report::default() }
+        Self {
+            deadline,
+            pairs: BTreeMap::new(),
+            receipts: Vec::new(),
+            report: Report::default(),
+            failed: 0,
+            outstanding: 0,
+        }
     }
 
     /// Takes in what happened at `at` to message `number` from one sender to one receiver (`pair`).
     pub fn feed(&mut self, at: Duration, pair: u32, number: usize, event: &Event) {
+        match event {
+            Event::Dropped(code) => {
+                self.report.dropped_sessions += 1;
+                *self.report.closes.entry(*code).or_default() += 1;
+                return;
+            }
+            Event::Moved => {
+                self.report.moved += 1;
+                return;
+            }
+            _ => {}
+        }
+        let report = &mut self.report;
         let slot = self.pairs.entry(pair).or_default();
         if slot.messages.len() <= number {
             slot.messages.resize_with(number + 1, Message::default);
@@ -112,45 +166,76 @@ impl Checker {
         match event {
             Event::Sent => {
                 message.sent = Some(at);
-                self.report.sent += 1;
+                report.sent += 1;
+                self.outstanding += 1;
             }
-            Event::Answered(answer) if message.answered.is_none() => message.answered = Some((at, answer.clone())),
-            Event::Answered(_) => self.report.answered_twice += 1,
+            Event::Answered(_) if message.answered.is_some() => report.answered_twice += 1,
+            Event::Answered(answer) => {
+                message.answered = Some((at, answer.clone()));
+                self.outstanding -= 1;
+                match answer {
+                    Answer::Ack => {
+                        report.acked += 1;
+                        report.acked_lost += u64::from(message.received == 0);
+                    }
+                    Answer::Error(code) => {
+                        self.failed += 1;
+                        *report.errors.entry(code.clone()).or_default() += 1;
+                    }
+                }
+            }
+            Event::CutShort => {
+                message.cut_short = message.sent.is_some_and(|sent| at.saturating_sub(sent) < CROSSING);
+                self.outstanding -= 1;
+            }
             Event::Received => {
                 self.receipts.push(at);
                 message.received += 1;
-                let late = slot.last_received.is_some_and(|last| last > number);
-                if message.received > 1 {
-                    self.report.received_twice += 1;
+                if message.received == 1 {
+                    report.acked_lost -= u64::from(message.is_acked());
+                    slot.arrivals.push((at, number));
                 } else {
-                    self.report.out_of_order += u64::from(late);
+                    report.received_twice += 1;
+                    if report.examples.len() < EXAMPLES {
+                        report.examples.push(format!(
+                            "pair {pair}: {number} came again at {at:?} (sent {:?}, answered {:?}, {} times)",
+                            message.sent, message.answered, message.received
+                        ));
+                    }
                 }
-                if (late || message.received > 1) && self.report.examples.len() < EXAMPLES {
-                    self.report.examples.push(format!(
-                        "pair {pair}: {number} came at {at:?} after {:?} (sent {:?}, answered {:?}, {} times)",
-                        slot.last_received, message.sent, message.answered, message.received
-                    ));
-                }
-                slot.last_received = slot.last_received.max(Some(number));
             }
-            Event::Dropped => self.report.dropped_sessions += 1,
+            Event::Dropped(_) | Event::Moved => {}
         }
     }
 
     /// The counts so far: sent, acknowledged, failed, received.
     pub fn totals(&self) -> (u64, u64, u64, u64) {
-        let answers = self.pairs.values().flat_map(|pair| &pair.messages).filter_map(|m| m.answered.as_ref());
-        let (acked, failed) = answers.fold((0, 0), |(acked, failed), (_, answer)| match answer {
-            Answer::Ack => (acked + 1, failed),
-            Answer::Error(_) => (acked, failed + 1),
-        });
-        (self.report.sent, acked, failed, self.receipts.len() as u64)
+        (self.report.sent, self.report.acked, self.failed, self.receipts.len() as u64)
     }
 
     /// Messages without an answer.
     pub fn outstanding(&self) -> usize {
-        let messages = self.pairs.values().flat_map(|pair| &pair.messages);
-        messages.filter(|message| message.sent.is_some() && message.answered.is_none()).count()
+        self.outstanding
+    }
+
+    /// Messages that are acknowledged and have not arrived.
+    pub fn missing(&self) -> u64 {
+        self.report.acked_lost
+    }
+
+    /// When something arrived last.
+    pub fn last_received(&self) -> Option<Duration> {
+        self.receipts.last().copied()
+    }
+
+    /// The acknowledged messages that have not arrived: their pairs and numbers.
+    pub fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
+        self.pairs.iter().flat_map(|(pair, slot)| {
+            let missing = |(number, message): (usize, &Message)| {
+                (message.is_acked() && message.received == 0).then_some((*pair, number))
+            };
+            slot.messages.iter().enumerate().filter_map(missing)
+        })
     }
 
     /// The longest time between `from` and `to` in which nobody received anything.
@@ -165,22 +250,27 @@ impl Checker {
     pub fn report(&self, now: Duration, from: Duration, to: Duration) -> Report {
         let mut report = self.report.clone();
         let mut times = Vec::new();
-        for message in self.pairs.values().flat_map(|pair| &pair.messages) {
-            let Some(sent) = message.sent else { continue };
-            match &message.answered {
-                Some((at, answer)) => {
-                    let took = at.saturating_sub(sent);
-                    times.push(took);
-                    report.unanswered += u64::from(took > self.deadline);
-                    match answer {
-                        Answer::Ack => {
-                            report.acked += 1;
-                            report.acked_lost += u64::from(message.received == 0);
-                        }
-                        Answer::Error(code) => *report.errors.entry(code.clone()).or_default() += 1,
+        for (pair, slot) in &self.pairs {
+            for message in &slot.messages {
+                let Some(sent) = message.sent else { continue };
+                let took = match &message.answered {
+                    Some((at, _)) => {
+                        times.push(at.saturating_sub(sent));
+                        at.saturating_sub(sent)
                     }
+                    None if message.cut_short => continue,
+                    None => now.saturating_sub(sent),
+                };
+                report.unanswered += u64::from(took > self.deadline);
+            }
+            for (number, at, before) in slot.late() {
+                report.out_of_order += 1;
+                if report.examples.len() < EXAMPLES {
+                    let Message { sent, answered, .. } = &slot.messages[number];
+                    report.examples.push(format!(
+                        "pair {pair}: {number} came at {at:?}, after {before} (sent {sent:?}, answered {answered:?})"
+                    ));
                 }
-                None => report.unanswered += u64::from(now.saturating_sub(sent) > self.deadline),
             }
         }
         times.sort_unstable();
@@ -274,10 +364,44 @@ mod tests {
         assert_eq!((report.unanswered, report.failed()), (1, 1));
     }
 
+    /// An error means "not acknowledged", not "not shown": it has no place in the order, but is shown once.
+    #[test]
+    fn order_holds_among_the_acknowledged() {
+        let refused = |spoilt: usize, again: usize| {
+            run(move |number, event| match event {
+                Event::Answered(_) if number == spoilt => {
+                    vec![(number, Event::Answered(Answer::Error("EBROKER".to_owned())))]
+                }
+                Event::Received if number == 4 => vec![],
+                Event::Received if number == 5 => vec![(5, event.clone()), (4, event.clone())],
+                Event::Received if number == again => vec![(number, event.clone()), (4, event.clone())],
+                _ => keep(number, event),
+            })
+        };
+        for (spoilt, late) in [(3, 1), (4, 0), (5, 0)] {
+            let report = refused(spoilt, 99);
+            assert_eq!((report.out_of_order, report.acked_lost, report.received_twice), (late, 0, 0), "{spoilt}");
+        }
+        assert_eq!(refused(4, 7).received_twice, 1);
+    }
+
+    #[test]
+    fn a_send_that_crosses_the_farewell_is_not_owed_an_answer() {
+        for (age, unanswered) in [(CROSSING / 2, 0), (CROSSING * 2, 1)] {
+            let mut checker = Checker::new(100 * MS);
+            checker.feed(Duration::ZERO, 0, 0, &Event::Sent);
+            checker.feed(age, 0, 0, &Event::CutShort);
+            checker.feed(age, 0, 0, &Event::Moved);
+            let report = checker.report(Duration::from_secs(9), Duration::ZERO, Duration::ZERO);
+            assert_eq!((report.unanswered, report.moved, report.dropped_sessions), (unanswered, 1, 0), "{age:?}");
+            assert_eq!(checker.outstanding(), 0);
+        }
+    }
+
     #[test]
     fn a_dropped_session_is_caught() {
         let mut checker = Checker::new(100 * MS);
-        checker.feed(Duration::ZERO, 0, 0, &Event::Dropped);
+        checker.feed(Duration::ZERO, 0, 0, &Event::Dropped(1013));
         assert_eq!(checker.report(MS, Duration::ZERO, MS).broken(), ["1 sessions dropped"]);
     }
 }

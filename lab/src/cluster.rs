@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::process::{free_port, until};
+use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 
 /// What a deployment looks like.
@@ -19,7 +20,7 @@ pub struct ClusterOptions {
     pub sentinels: usize,
     /// Silence after which a Sentinel holds a server for dead.
     pub down_after: Duration,
-    /// Sentinel's `failover-timeout`.
+    /// Sentinel's `failover-timeout`; for as long it bears with a replica that follows another address.
     pub failover_timeout: Duration,
     /// Password of the Redis servers.
     pub redis_password: Option<String>,
@@ -27,6 +28,11 @@ pub struct ClusterOptions {
     pub sentinel_password: Option<String>,
     /// The address under which all servers are known.
     pub host: String,
+    /// Further options of the Redis servers.
+    pub redis_options: Vec<String>,
+    /// Whether the last replica hears its master through a proxy: [`Cluster::replication`]. Such a deployment is never
+    /// whole, as [`Cluster::wait_until_whole`] has it.
+    pub proxied_replica: bool,
 }
 
 impl Default for ClusterOptions {
@@ -39,6 +45,8 @@ impl Default for ClusterOptions {
             redis_password: None,
             sentinel_password: None,
             host: "127.0.0.1".to_owned(),
+            redis_options: Vec::new(),
+            proxied_replica: false,
         }
     }
 }
@@ -50,6 +58,8 @@ pub struct Cluster {
     pub servers: Vec<RedisServer>,
     /// The Sentinels.
     pub sentinels: Vec<RedisServer>,
+    /// What stands between the master and the last replica, if that was asked for.
+    pub replication: Option<Proxy>,
     folder: TempDir,
 }
 
@@ -62,9 +72,9 @@ impl Cluster {
     /// When a program is missing or the servers do not find each other.
     pub async fn start(options: &ClusterOptions) -> Result<Self> {
         let folder = TempDir::with_prefix("texto-lab-")?;
-        let servers = start_servers(folder.path(), options).await?;
+        let (servers, replication) = start_servers(folder.path(), options).await?;
         let sentinels = start_sentinels(folder.path(), &servers, options).await?;
-        let cluster = Self { servers, sentinels, folder };
+        let cluster = Self { servers, sentinels, replication, folder };
         until("the Sentinels know each other and all servers", START, async || cluster.is_settled(options).await)
             .await?;
         Ok(cluster)
@@ -176,14 +186,21 @@ impl Cluster {
     }
 }
 
-async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<Vec<RedisServer>> {
+async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<(Vec<RedisServer>, Option<Proxy>)> {
     let password = options.redis_password.as_deref();
-    let master = RedisServer::start(&options.host, folder, &[], password).await?;
-    let port = master.port.to_string();
+    let flags: Vec<&str> = options.redis_options.iter().map(String::as_str).collect();
+    let master = RedisServer::start(&options.host, folder, &flags, password).await?;
+    let proxy = if options.proxied_replica { Some(Proxy::start(&master.address()).await?) } else { None };
+    let (direct, last) = (master.port, options.replicas);
     let mut servers = vec![master];
-    for _ in 0..options.replicas {
-        servers
-            .push(RedisServer::start(&options.host, folder, &["--replicaof", &options.host, &port], password).await?);
+    for replica in 1..=last {
+        let (host, port) = match &proxy {
+            Some(proxy) if replica == last => (proxy.address.ip().to_string(), proxy.address.port()),
+            _ => (options.host.clone(), direct),
+        };
+        let port = port.to_string();
+        let flags = [flags.as_slice(), &["--replicaof", &host, &port]].concat();
+        servers.push(RedisServer::start(&options.host, folder, &flags, password).await?);
     }
     until("the replicas are connected", START, async || {
         for server in &servers[1..] {
@@ -194,7 +211,7 @@ async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<Vec<Re
         Some(())
     })
     .await?;
-    Ok(servers)
+    Ok((servers, proxy))
 }
 
 /// The Sentinels are told of one another, so that nobody has to wait for their greetings.

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 
 use crate::network;
 use crate::stage::Stage;
@@ -30,8 +31,18 @@ pub struct Scenario {
     pub network: bool,
     /// Silence allowed beyond the machine's noise.
     pub limit: Duration,
-    /// Whether EBROKER is a proper answer in it.
-    pub errors: bool,
+    /// Codes of errors that are proper answers in it.
+    pub errors: &'static [&'static str],
+    /// Whether clients are asked to go elsewhere in it.
+    pub moves: bool,
+    /// Whether the last replica hears its master through a proxy.
+    pub proxied_replica: bool,
+    /// Length of the texts in bytes, at least.
+    pub bytes: usize,
+    /// Further options of the Redis servers.
+    pub redis: &'static [&'static str],
+    /// Further options of the gateways.
+    pub flags: &'static [&'static str],
     /// Breaks things.
     pub run: for<'a> fn(&'a mut Fault<'_>) -> Running<'a>,
 }
@@ -144,7 +155,12 @@ const DEFAULTS: Scenario = Scenario {
     replicas: 2,
     network: false,
     limit: Duration::ZERO,
-    errors: false,
+    errors: &[],
+    moves: false,
+    proxied_replica: false,
+    bytes: 0,
+    redis: &[],
+    flags: &[],
     run: |_| Box::pin(async { Ok(()) }),
 };
 
@@ -329,14 +345,127 @@ pub const ALL: &[Scenario] = &[
         "outage-3s",
         "all Redis are dead for 3 s: below the send deadline, so nothing is lost",
         Duration::from_millis(300),
-        |fault| Box::pin(fault.outage(3)),
-        errors: false
+        |fault| Box::pin(fault.outage(3))
     ),
     scenario!(
         "outage-15s",
         "all Redis are dead for 15 s: sends get EBROKER, none a false ack",
         Duration::from_millis(300),
         |fault| Box::pin(fault.outage(15)),
-        errors: true
+        errors: &["EBROKER"]
+    ),
+    scenario!(
+        "pause-gateway",
+        "a gateway is stopped for 0.7 s, three times: what Redis drops of its long texts, nobody calls delivered",
+        Duration::from_millis(100),
+        |fault| {
+            Box::pin(async {
+                for _ in 0..3 {
+                    fault.stage.gateways[0].signal(Signal::SIGSTOP);
+                    fault.wait(0.7).await;
+                    fault.stage.gateways[0].signal(Signal::SIGCONT);
+                    fault.wait(2.0).await;
+                }
+                Ok(())
+            })
+        },
+        bytes: 16_000,
+        // Of the rest the kernel holds some megabytes.
+        redis: &["--client-output-buffer-limit", "pubsub", "1mb", "1mb", "1"],
+        errors: &["EBROKER", "EBUSY"]
+    ),
+    scenario!(
+        "isolate-gateway",
+        "a gateway's packets to and from all Redis and Sentinels are dropped for 25 s: its clients are asked to leave",
+        HEARTBEAT.saturating_add(Duration::from_millis(100)),
+        |fault| {
+            Box::pin(async {
+                let Some(network) = &fault.stage.network else { return Ok(()) };
+                let cluster = &fault.stage.cluster;
+                for server in cluster.servers.iter().chain(&cluster.sentinels) {
+                    network.cut(0, &network::Cut::Both(server.port))?;
+                }
+                fault.wait(25.0).await;
+                network.mend(0)?;
+                fault.stage.gateways[0].wait_ready(PATIENCE).await?;
+                fault.wait(3.0).await;
+                Ok(())
+            })
+        },
+        network: true,
+        flags: &["--drain-window", "3s"],
+        moves: true,
+        errors: &["EBROKER", "ENOTCONN"]
+    ),
+    scenario!(
+        "lagging-replica",
+        "a replica is 9 s behind, then 65 s: what it tells late is known already",
+        UNNOTICEABLE,
+        |fault| {
+            Box::pin(async {
+                let Some(replication) = &fault.stage.cluster.replication else { return Ok(()) };
+                for (lag, seconds) in [(9, 15.0), (65, 75.0)] {
+                    replication.delay(Duration::from_secs(lag));
+                    fault.wait(seconds).await;
+                }
+                Ok(())
+            })
+        },
+        proxied_replica: true,
+        // Neither end may hold the other for dead meanwhile.
+        redis: &["--repl-timeout", "600"]
+    ),
+    scenario!(
+        "stale-replicas",
+        "the master is killed without Sentinels; replicas with replica-serve-stale-data no refuse all they can",
+        Duration::from_millis(50),
+        |fault| {
+            Box::pin(async {
+                fault.kill_sentinels();
+                fault.wait(3.0).await;
+                fault.stage.cluster.servers[0].kill();
+                fault.wait(8.0).await;
+                Ok(())
+            })
+        },
+        redis: &["--replica-serve-stale-data", "no"]
+    ),
+    scenario!(
+        "flapping-replica",
+        "one replica hangs, the other and a Sentinel are killed and started again and again",
+        UNNOTICEABLE,
+        |fault| {
+            Box::pin(async {
+                fault.stage.cluster.servers[2].freeze();
+                for _ in 0..10 {
+                    fault.stage.cluster.servers[1].kill();
+                    fault.stage.cluster.sentinels[2].kill();
+                    fault.wait(0.5).await;
+                    fault.stage.cluster.servers[1].restart().await?;
+                    fault.stage.cluster.sentinels[2].restart().await?;
+                    fault.wait(0.5).await;
+                }
+                fault.stage.cluster.servers[2].thaw();
+                fault.whole().await
+            })
+        }
+    ),
+    scenario!(
+        "drain-gateway",
+        "the gateways are drained and started anew, one after the other: a rolling update",
+        Duration::from_millis(50),
+        |fault| {
+            Box::pin(async {
+                for gateway in 0..fault.stage.gateways.len() {
+                    fault.stage.gateways[gateway].signal(Signal::SIGTERM);
+                    fault.stage.restart_gateway(gateway, PATIENCE).await?;
+                    fault.wait(2.0).await;
+                }
+                Ok(())
+            })
+        },
+        flags: &["--drain-delay", "1s", "--drain-window", "3s"],
+        moves: true,
+        errors: &["ENOTCONN"]
     ),
 ];

@@ -1,7 +1,7 @@
 //! Owns a deployment with gateways on it, ready for traffic.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::gateway::Gateway;
 use crate::network::Network;
-use crate::traffic::{Load, Traffic};
+use crate::traffic::{Plan, Traffic};
 
 /// How long gateways may take to be ready.
 const READY: Duration = Duration::from_secs(15);
@@ -23,6 +23,8 @@ pub struct Stage {
     pub gateways: Vec<Gateway>,
     /// The gateways' own networks, if they have some.
     pub network: Option<Network>,
+    binary: PathBuf,
+    arguments: Vec<String>,
 }
 
 impl Stage {
@@ -51,29 +53,40 @@ impl Stage {
             options.host = network.home();
         }
         let cluster = Cluster::start(&options).await?;
-        let mut stage = Self { cluster, gateways: Vec::new(), network };
-        for _ in 0..gateways {
-            stage.add_gateway(binary, arguments).await?;
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let mut stage = Self { cluster, gateways: Vec::new(), network, binary: binary.to_owned(), arguments };
+        for index in 0..gateways {
+            let gateway = stage.start_gateway(index, None).await?;
+            stage.gateways.push(gateway);
         }
         Ok(stage)
     }
 
-    async fn add_gateway(&mut self, binary: &Path, arguments: &[&str]) -> Result<()> {
+    /// Waits until a gateway has ended, and starts another in its place.
+    ///
+    /// # Errors
+    /// When it does not end within `limit`, or the other does not get ready.
+    pub async fn restart_gateway(&mut self, index: usize, limit: Duration) -> Result<()> {
+        self.gateways[index].wait_exit(limit).await?;
+        let address = self.gateways[index].address;
+        self.gateways[index] = self.start_gateway(index, Some(address)).await?;
+        Ok(())
+    }
+
+    async fn start_gateway(&self, index: usize, address: Option<SocketAddr>) -> Result<Gateway> {
         let sentinels = self.cluster.sentinel_addresses();
-        let mut all = vec!["--sentinels", sentinels.as_str()];
-        all.extend_from_slice(arguments);
-        let gateway = match &self.network {
-            None => Gateway::start(binary, &all, &[]).await?,
-            Some(network) => {
-                let (before, host) = network.place(self.gateways.len());
-                Gateway::start_within(&before, &format!("{host}:0"), binary, &all, &[]).await?
-            }
+        let own = self.arguments.iter().map(String::as_str);
+        let arguments: Vec<&str> = ["--sentinels", &sentinels].into_iter().chain(own).collect();
+        let (before, host) = match &self.network {
+            None => (Vec::new(), "127.0.0.1".to_owned()),
+            Some(network) => network.place(index),
         };
+        let listen = address.map_or_else(|| format!("{host}:0"), |address| address.to_string());
+        let gateway = Gateway::start_within(&before, &listen, &self.binary, &arguments, &[]).await?;
         gateway.wait_ready(READY).await?;
         let standby = !arguments.iter().any(|argument| argument.contains("standby-subscriptions=false"));
         gateway.wait_synced(if standby { self.cluster.servers.len() } else { 1 }, READY).await?;
-        self.gateways.push(gateway);
-        Ok(())
+        Ok(gateway)
     }
 
     /// Where clients connect.
@@ -85,7 +98,7 @@ impl Stage {
     ///
     /// # Errors
     /// When they can't connect.
-    pub async fn traffic(&self, load: Load) -> Result<Traffic> {
-        Traffic::start(&self.addresses(), load).await
+    pub async fn traffic(&self, plan: impl Into<Plan>) -> Result<Traffic> {
+        Traffic::start(&self.addresses(), plan).await
     }
 }

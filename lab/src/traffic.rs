@@ -1,4 +1,4 @@
-//! Owns steady traffic: pairs of clients on several gateways, each writing to the other at a pace.
+//! Owns traffic: clients on several gateways that write to one another, at a pace or as fast as it goes.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,6 +11,7 @@ use futures_util::SinkExt;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Interval, interval_at};
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
@@ -18,10 +19,15 @@ use crate::checker::{Checker, Event, Report};
 use crate::client::{self, Client, Incoming};
 use crate::process::until;
 
-/// How much traffic.
+/// The default of --max-unanswered: more at a time would only be refused.
+const WINDOW: usize = 64;
+/// How long an acknowledged message may be on its way when all else is over.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
+
+/// How much steady traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Pairs of clients; the two of a pair are on different gateways where there are several.
+    /// Pairs of clients that write to each other, on different gateways where there are several.
     pub pairs: usize,
     /// Messages a second, of all together.
     pub rate: f64,
@@ -29,62 +35,190 @@ pub struct Load {
     pub deadline: Duration,
 }
 
+/// One client in a [`Plan`].
+#[derive(Clone, Debug)]
+pub struct Role {
+    /// The gateway where it connects, by its index.
+    pub gateway: usize,
+    /// The clients to which it writes, in turn, by their indices. Whoever has none only reads.
+    pub to: Vec<usize>,
+}
+
+/// Who writes to whom, and how much.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The clients.
+    pub roles: Vec<Role>,
+    /// Messages a second, of all together; as fast as they are answered when absent.
+    pub rate: Option<f64>,
+    /// Sends of one client that are unanswered at a time.
+    pub window: usize,
+    /// Length of a text in bytes, at least.
+    pub bytes: usize,
+    /// Messages of each client that writes; without end when absent.
+    pub each: Option<usize>,
+    /// Whether to be asked to go elsewhere (1012) is part of the play: then clients do so.
+    pub moves: bool,
+    /// Every send must be answered within this.
+    pub deadline: Duration,
+}
+
+impl From<Load> for Plan {
+    fn from(load: Load) -> Self {
+        // Partners stand next to each other, on neighbouring gateways; with every pair these move on by one.
+        let roles = (0..load.pairs * 2).map(|index| Role { gateway: index / 2 + index % 2, to: vec![index ^ 1] });
+        Self { rate: Some(load.rate), ..Self::new(roles.collect(), load.deadline) }
+    }
+}
+
+impl Plan {
+    /// Short texts, as fast as they are answered.
+    pub fn new(roles: Vec<Role>, deadline: Duration) -> Self {
+        Self { roles, rate: None, window: WINDOW, bytes: 0, each: None, moves: false, deadline }
+    }
+
+    /// `senders` on the first gateway write to each of `receivers` on the second, in turn.
+    pub fn one_way(senders: usize, receivers: usize, deadline: Duration) -> Self {
+        let sender = |index: usize| Role {
+            gateway: 0,
+            to: (0..receivers).map(|step| senders + (index + step) % receivers).collect(),
+        };
+        let receiver = |_| Role { gateway: 1, to: Vec::new() };
+        Self::new((0..senders).map(sender).chain((0..receivers).map(receiver)).collect(), deadline)
+    }
+}
+
+/// The end of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Close {
+    /// The client, by its index in the plan.
+    pub client: usize,
+    /// The close code; 1006 without one.
+    pub code: u16,
+    /// When, on the traffic's clock.
+    pub at: Duration,
+}
+
 /// Traffic under way.
 #[derive(Debug)]
 pub struct Traffic {
-    start: Instant,
-    checker: Arc<Mutex<Checker>>,
+    scene: Arc<Scene>,
     /// `true` as long as clients send.
     sending: watch::Sender<bool>,
     clients: JoinSet<()>,
-    /// Clients that have noticed the end of the sending, or are gone.
-    stopped: Arc<AtomicUsize>,
     deadline: Duration,
 }
 
+/// What all clients share.
+#[derive(Debug)]
+struct Scene {
+    start: Instant,
+    gateways: Vec<SocketAddr>,
+    /// Who is who at present.
+    ids: Mutex<Vec<Uuid>>,
+    checker: Mutex<Checker>,
+    closes: Mutex<Vec<Close>>,
+    /// Clients that send no more: all is sent, the end was noticed, or they are gone.
+    finished: AtomicUsize,
+    bytes: usize,
+    window: usize,
+    moves: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Traffic {
-    /// Connects all clients to `gateways` in turn, and begins.
+    /// Connects all clients to `gateways` (counted round), and begins.
     ///
     /// # Errors
     /// When a client can't connect.
-    pub async fn start(gateways: &[SocketAddr], load: Load) -> Result<Self> {
+    pub async fn start(gateways: &[SocketAddr], plan: impl Into<Plan>) -> Result<Self> {
+        let plan = plan.into();
         let mut clients = Vec::new();
-        for index in 0..load.pairs * 2 {
-            // Partners stand next to each other; with every pair the gateways move on by one.
-            let gateway = gateways[(index + index / (2 * gateways.len())) % gateways.len()];
+        for (index, role) in plan.roles.iter().enumerate() {
+            let gateway = gateways[role.gateway % gateways.len()];
             clients.push(Client::connect(gateway).await.with_context(|| format!("client {index}"))?);
         }
-        let checker = Arc::new(Mutex::new(Checker::new(load.deadline)));
-        let sending = watch::channel(true).0;
-        let start = Instant::now();
+        let scene = Arc::new(Scene {
+            start: Instant::now(),
+            gateways: gateways.to_vec(),
+            ids: Mutex::new(clients.iter().map(|client| client.id).collect()),
+            checker: Mutex::new(Checker::new(plan.deadline)),
+            closes: Mutex::default(),
+            finished: AtomicUsize::new(0),
+            bytes: plan.bytes,
+            window: plan.window,
+            moves: plan.moves,
+        });
         #[allow(clippy::cast_precision_loss)] // Thousands of clients at most.
-        let period = Duration::from_secs_f64(clients.len() as f64 / load.rate);
-        let ids: Vec<Uuid> = clients.iter().map(|client| client.id).collect();
+        let writers = plan.roles.iter().filter(|role| !role.to.is_empty()).count() as f64;
+        let period = plan.rate.map(|rate| Duration::from_secs_f64(writers / rate));
+        let sending = watch::channel(true).0;
         let mut tasks = JoinSet::new();
-        let stopped = Arc::new(AtomicUsize::new(0));
-        for (index, client) in clients.into_iter().enumerate() {
+        for (index, (client, role)) in clients.into_iter().zip(plan.roles).enumerate() {
             let party = Party {
-                pair: u32::try_from(index)?,
-                partner: ids[index ^ 1],
-                start,
-                period,
-                offset: period.mul_f64(fastrand::f64()),
-                checker: checker.clone(),
-                stopped: stopped.clone(),
+                index,
+                gateway: role.gateway,
+                numbers: vec![0; role.to.len()],
+                left: if role.to.is_empty() { 0 } else { plan.each.unwrap_or(usize::MAX) },
+                to: role.to,
+                turn: 0,
+                pace: period.map(|period| interval_at((scene.start + period.mul_f64(fastrand::f64())).into(), period)),
+                requests: HashMap::new(),
+                unanswered: 0,
+                is_finished: false,
+                scene: scene.clone(),
             };
             tasks.spawn(party.run(client, sending.subscribe()));
         }
-        Ok(Self { start, checker, sending, clients: tasks, stopped, deadline: load.deadline })
+        Ok(Self { scene, sending, clients: tasks, deadline: plan.deadline })
     }
 
     /// Time since the start: what the checker's times count from.
     pub fn now(&self) -> Duration {
-        self.start.elapsed()
+        self.scene.start.elapsed()
     }
 
     /// What is known so far.
     pub fn checker(&self) -> MutexGuard<'_, Checker> {
-        self.checker.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.scene.checker)
+    }
+
+    /// The sessions that ended so far.
+    pub fn closes(&self) -> Vec<Close> {
+        lock(&self.scene.closes).clone()
+    }
+
+    /// Ends the sending.
+    pub fn stop(&self) {
+        self.sending.send_replace(false);
+    }
+
+    /// Waits until everything that was to be sent is sent and answered.
+    ///
+    /// # Errors
+    /// When it is not within `limit`: never, where clients send without end and were not stopped.
+    pub async fn answered(&self, limit: Duration) -> Result<()> {
+        until("all is sent and answered", limit, async || self.is_answered().then_some(())).await
+    }
+
+    fn is_answered(&self) -> bool {
+        self.scene.finished.load(Ordering::SeqCst) == self.clients.len() && self.checker().outstanding() == 0
+    }
+
+    /// Waits until nothing has arrived for `rest`.
+    ///
+    /// # Errors
+    /// When that takes longer than `limit`.
+    pub async fn quiet(&self, rest: Duration, limit: Duration) -> Result<()> {
+        let since = self.now();
+        until("nothing arrives any more", limit, async || {
+            let last = self.checker().last_received().unwrap_or_default().max(since);
+            (self.now() - last > rest).then_some(())
+        })
+        .await
     }
 
     /// Ends the sending, waits until everything is answered (or should have been), and judges; silence
@@ -93,18 +227,11 @@ impl Traffic {
     /// # Errors
     /// Never for what the gateways did: that is in the report.
     pub async fn finish(mut self, from: Duration, to: Duration) -> Result<Report> {
-        self.sending.send_replace(false);
-        let patience = self.deadline + Duration::from_secs(1);
-        let quiet = until("all is answered", patience, async || {
-            let stopped = self.stopped.load(Ordering::SeqCst) == self.clients.len();
-            (stopped && self.checker().outstanding() == 0).then_some(())
-        });
-        drop(quiet.await); // Whatever is not answered is counted below.
-        // An acknowledged message is on its way at most for as long as this.
-        let arrived = until("all acknowledged has arrived", Duration::from_secs(2), async || {
-            let now = self.now();
-            (self.checker().report(now, from, to).acked_lost == 0).then_some(())
-        });
+        self.stop();
+        // Whatever is not answered is counted below, as is what does not arrive.
+        drop(self.answered(self.deadline + Duration::from_secs(1)).await);
+        let arrived =
+            until("all acknowledged has arrived", ON_ITS_WAY, async || (self.checker().missing() == 0).then_some(()));
         drop(arrived.await);
         let now = self.now();
         self.clients.shutdown().await;
@@ -112,78 +239,150 @@ impl Traffic {
     }
 }
 
-/// One client: sends to its partner, receives from it.
-struct Party {
+/// A message that was sent.
+struct Request {
     pair: u32,
-    partner: Uuid,
-    start: Instant,
-    period: Duration,
-    offset: Duration,
-    checker: Arc<Mutex<Checker>>,
-    stopped: Arc<AtomicUsize>,
+    number: usize,
+    is_answered: bool,
+}
+
+/// One client: sends to those it knows, receives from whoever knows it.
+struct Party {
+    index: usize,
+    gateway: usize,
+    to: Vec<usize>,
+    /// The next number for each of `to`.
+    numbers: Vec<usize>,
+    /// How many it still sends.
+    left: usize,
+    /// Whose turn it is in `to`.
+    turn: usize,
+    pace: Option<Interval>,
+    /// What was sent in this session, by request id.
+    requests: HashMap<String, Request>,
+    unanswered: usize,
+    is_finished: bool,
+    scene: Arc<Scene>,
 }
 
 impl Party {
     fn note(&self, pair: u32, number: usize, event: &Event) {
-        let at = self.start.elapsed();
-        self.checker.lock().unwrap_or_else(PoisonError::into_inner).feed(at, pair, number, event);
+        let at = self.scene.start.elapsed();
+        lock(&self.scene.checker).feed(at, pair, number, event);
     }
 
-    async fn run(self, client: Client, sending: watch::Receiver<bool>) {
-        if !self.run_inner(client, sending).await {
-            self.stopped.fetch_add(1, Ordering::SeqCst);
+    fn finish(&mut self) {
+        if !std::mem::replace(&mut self.is_finished, true) {
+            self.scene.finished.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// Returns whether the end of the sending was noticed before the end of the session.
-    async fn run_inner(&self, client: Client, mut sending: watch::Receiver<bool>) -> bool {
+    async fn run(mut self, client: Client, mut sending: watch::Receiver<bool>) {
+        let mut next = Some(client);
+        while let Some(client) = next.take() {
+            let Some(code) = self.session(client, &mut sending).await else { return };
+            let (at, moves) = (self.scene.start.elapsed(), code == 1012 && self.scene.moves);
+            if moves {
+                self.unanswered = 0;
+                for request in std::mem::take(&mut self.requests).into_values().filter(|request| !request.is_answered) {
+                    self.note(request.pair, request.number, &Event::CutShort);
+                }
+                self.note(0, 0, &Event::Moved);
+            } else {
+                self.note(0, 0, &Event::Dropped(code));
+            }
+            lock(&self.scene.closes).push(Close { client: self.index, code, at });
+            if moves {
+                next = Some(self.elsewhere().await);
+            }
+        }
+        self.finish();
+    }
+
+    /// Connects anew, to whichever gateway takes it.
+    async fn elsewhere(&mut self) -> Client {
+        loop {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..250))).await;
+            self.gateway += 1;
+            let gateway = self.scene.gateways[self.gateway % self.scene.gateways.len()];
+            if let Ok(client) = Client::connect(gateway).await {
+                lock(&self.scene.ids)[self.index] = client.id;
+                return client;
+            }
+        }
+    }
+
+    /// Talks until the session's end, and returns its code; none when the traffic itself is over.
+    async fn session(&mut self, client: Client, sending: &mut watch::Receiver<bool>) -> Option<u16> {
         let id = client.id;
         let mut socket = client.into_socket();
-        let mut next = tokio::time::interval_at((self.start + self.offset).into(), self.period);
-        let mut requests: HashMap<String, usize> = HashMap::new();
-        let mut number = 0;
-        let mut noticed = false;
         loop {
-            let sends = *sending.borrow_and_update();
-            if !sends && !noticed {
-                noticed = true;
-                self.stopped.fetch_add(1, Ordering::SeqCst);
+            if self.left == 0 || !*sending.borrow_and_update() {
+                self.left = 0;
+                self.finish();
             }
-            tokio::select! {
-                incoming = client::next(&mut socket) => match incoming {
-                    Incoming::Frame(frame) => self.take(&frame, &mut requests),
-                    Incoming::Closed(_) => {
-                        self.note(self.pair, number, &Event::Dropped);
-                        return noticed;
-                    }
-                },
-                _ = next.tick(), if sends => {
-                    let request = Uuid::new_v4();
-                    let text = format!("{} {number}", self.pair);
-                    requests.insert(request.to_string(), number);
-                    self.note(self.pair, number, &Event::Sent);
-                    let frame = client::send_frame(id, request, self.partner, &text);
-                    if socket.send(Message::text(frame)).await.is_err() {
-                        self.note(self.pair, number, &Event::Dropped);
-                        return noticed;
-                    }
-                    number += 1;
+            let may_send = self.left > 0 && self.unanswered < self.scene.window;
+            let due = async {
+                if let Some(pace) = &mut self.pace {
+                    pace.tick().await;
                 }
-                changed = sending.changed() => if changed.is_err() { return noticed },
+            };
+            let incoming = tokio::select! {
+                incoming = client::next(&mut socket) => Some(incoming),
+                () = due, if may_send => None,
+                changed = sending.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return None,
+                },
+            };
+            match incoming {
+                Some(Incoming::Frame(frame)) => self.take(&frame),
+                Some(Incoming::Closed(code)) => return Some(code),
+                None => {
+                    let frame = self.compose(id);
+                    if socket.send(Message::text(frame)).await.is_err() {
+                        // Why is in what came before: the close.
+                        loop {
+                            match client::next(&mut socket).await {
+                                Incoming::Frame(frame) => self.take(&frame),
+                                Incoming::Closed(code) => return Some(code),
+                            }
+                        }
+                    }
+                }
             }
         }
     }
 
-    fn take(&self, frame: &Value, requests: &mut HashMap<String, usize>) {
+    /// The next message.
+    fn compose(&mut self, id: Uuid) -> String {
+        let (receiver, turn) = (self.to[self.turn], self.turn);
+        self.turn = (self.turn + 1) % self.to.len();
+        self.left -= 1;
+        let number = self.numbers[turn];
+        self.numbers[turn] += 1;
+        let request = Uuid::new_v4();
+        let (pair, receiver) = {
+            let ids = lock(&self.scene.ids);
+            // Sender and receiver in one number.
+            (u32::try_from(self.index * ids.len() + receiver).unwrap_or(u32::MAX), ids[receiver])
+        };
+        self.requests.insert(request.to_string(), Request { pair, number, is_answered: false });
+        self.unanswered += 1;
+        self.note(pair, number, &Event::Sent);
+        client::send_frame(id, request, receiver, &format!("{pair} {number} {:.<1$}", "", self.scene.bytes))
+    }
+
+    fn take(&mut self, frame: &Value) {
         if let Some((request, answer)) = client::answer_of(frame) {
-            if let Some(number) = requests.get(request) {
-                self.note(self.pair, *number, &Event::Answered(answer));
-            }
+            let Some(Request { pair, number, is_answered }) = self.requests.get_mut(request) else { return };
+            self.unanswered -= usize::from(!std::mem::replace(is_answered, true));
+            let (pair, number) = (*pair, *number);
+            self.note(pair, number, &Event::Answered(answer));
         } else if frame["kind"] == "receive" {
-            let text = frame["data"]["text"].as_str().unwrap_or_default();
-            let parsed =
-                text.split_once(' ').and_then(|(pair, number)| Some((pair.parse().ok()?, number.parse().ok()?)));
-            if let Some((pair, number)) = parsed {
+            let mut words = frame["data"]["text"].as_str().unwrap_or_default().split(' ');
+            let mut word = || words.next()?.parse::<usize>().ok();
+            if let (Some(pair), Some(number)) = (word().and_then(|pair| u32::try_from(pair).ok()), word()) {
                 self.note(pair, number, &Event::Received);
             }
         }
