@@ -6,6 +6,7 @@ pub mod redis;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -37,6 +38,11 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// `client` has left.
     fn left(&self, client: Uuid);
+
+    /// All sessions are gone for good: the other nodes are told, so that they don't wait for this one to come back.
+    fn goodbye(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 
     /// What an operator wants to know.
     fn status(&self) -> BrokerStatus;

@@ -218,6 +218,16 @@ pub struct ServeArgs {
         help_heading = "Operations"
     )]
     pub ready_grace: String,
+    /// Without Redis and Sentinels for this long, clients are asked to go to another node (1012); four times as long
+    /// while a Sentinel answers
+    #[arg(
+        long,
+        env = "TEXTO_ISOLATED_AFTER",
+        default_value = "15s",
+        value_name = "DURATION",
+        help_heading = "Operations"
+    )]
+    pub isolated_after: String,
     /// Form of the log on standard error: text or json
     #[arg(long, env = "TEXTO_LOG_FORMAT", default_value = "text", value_name = "FORMAT", help_heading = "Operations")]
     pub log_format: String,

@@ -42,6 +42,8 @@ pub struct Config {
     pub drain: DrainConfig,
     /// How long Redis may be away before the node is unready.
     pub ready_grace: Duration,
+    /// Without Redis and Sentinels for this long, clients are asked to go elsewhere.
+    pub isolated_after: Duration,
     /// Form of the log.
     pub log_format: LogFormat,
     /// What of it is written, as `tracing_subscriber::EnvFilter` understands it.
@@ -238,6 +240,7 @@ impl Check<'_> {
         let delay = self.duration("drain-delay", &args.drain_delay, Duration::ZERO);
         let window = self.duration("drain-window", &args.drain_window, Duration::ZERO);
         let ready_grace = self.duration("ready-grace", &args.ready_grace, Duration::ZERO);
+        let isolated_after = self.duration("isolated-after", &args.isolated_after, Duration::from_secs(1));
         let log_format = match args.log_format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
@@ -266,6 +269,7 @@ impl Check<'_> {
                 limits: limits?,
                 drain: DrainConfig { delay: delay?, window: window? },
                 ready_grace: ready_grace?,
+                isolated_after: isolated_after?,
                 log_format,
                 log_filter,
             })

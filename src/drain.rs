@@ -83,12 +83,24 @@ async fn drain(config: DrainConfig, health: &Health, registry: &Registry) {
     sleep(config.delay).await;
 
     health.advance(Lifecycle::Closing);
+    info!(sessions = registry.len(), "draining: closing sessions");
+    ask_to_leave(config.window, registry).await;
+    let end = Instant::now() + LAST;
+    while !registry.is_empty() && Instant::now() < end {
+        for client in registry.clients() {
+            registry.close(client, CloseOrder::Drain); // Whoever came in at the last moment.
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Asks everybody who is here to go to another node, spread over `window`.
+pub async fn ask_to_leave(window: Duration, registry: &Registry) {
     let mut clients = registry.clients();
     fastrand::shuffle(&mut clients);
-    info!(sessions = clients.len(), "draining: closing sessions");
     // One in each slice of the window, at a random place in it: the other nodes get an even stream.
     let began = Instant::now();
-    let slice = config.window / u32::try_from(clients.len().max(1)).unwrap_or(u32::MAX);
+    let slice = window / u32::try_from(clients.len().max(1)).unwrap_or(u32::MAX);
     for (client, at) in clients.into_iter().zip(0_u32..) {
         let due = slice.saturating_mul(at) + slice.mul_f64(fastrand::f64());
         // Many at a time rather than a timer for each, when slices are short.
@@ -96,12 +108,5 @@ async fn drain(config: DrainConfig, health: &Health, registry: &Registry) {
             sleep_until(began + due).await;
         }
         registry.close(client, CloseOrder::Drain);
-    }
-    let end = Instant::now() + LAST;
-    while !registry.is_empty() && Instant::now() < end {
-        for client in registry.clients() {
-            registry.close(client, CloseOrder::Drain); // Whoever came in at the last moment.
-        }
-        sleep(LOOK).await;
     }
 }

@@ -36,6 +36,7 @@ pub mod transport;
 pub mod drain;
 pub mod health;
 pub mod healthcheck;
+pub mod isolation;
 pub mod logging;
 pub mod metrics;
 pub mod repeats;

@@ -25,6 +25,7 @@ use crate::config::{BrokerConfig, Config, TopologyConfig};
 use crate::drain::{self, Shutdown};
 use crate::health::Health;
 use crate::http::{self as routes, App, SocketPermit};
+use crate::isolation;
 use crate::logging::Log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -105,7 +106,15 @@ pub async fn run(
         end.run_until_cancelled(heartbeat.run_heartbeat()).await;
     });
 
-    let context = Arc::new(Context { registry: registry.clone(), broker, metrics, limits });
+    if !matches!(config.broker, BrokerConfig::Embedded) {
+        let (broker, registry, end) = (broker.clone(), registry.clone(), tasks.end().clone());
+        let watch = isolation::run(config.isolated_after, config.drain.window, broker, registry);
+        tasks.spawn_vital("isolation", tasks.end(), async move {
+            end.run_until_cancelled(watch).await;
+        });
+    }
+
+    let context = Arc::new(Context { registry: registry.clone(), broker: broker.clone(), metrics, limits });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
     let app = App { context, health: health.clone(), seats, sessions: sessions.clone(), trusted_proxies };
@@ -124,6 +133,7 @@ pub async fn run(
     let result = until_over(&config, shutdown, &tasks, &health, &registry).await;
     sessions.close();
     let told = tokio::time::timeout(LAST, sessions.wait()).await.is_ok();
+    broker.goodbye().await;
     let done = tasks.finish(LAST).await;
     info!(clean = result.is_ok() && told && done, "stopped");
     Ok(result?)

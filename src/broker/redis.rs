@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -33,6 +34,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(15);
 /// Bytes of messages that may wait for a decision.
 const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
+/// How long the servers may take to hear that this node leaves.
+const GOODBYE: Duration = Duration::from_millis(200);
 /// The pace of the transport's clock while something waits.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -424,6 +427,20 @@ impl Broker for RedisBroker {
 
     fn left(&self, client: Uuid) {
         self.shared.changed(client);
+    }
+
+    fn goodbye(&self) -> BoxFuture<'_, ()> {
+        let mut actions = Actions::default();
+        self.shared.transport.bye(&mut actions);
+        self.shared.act(actions);
+        Box::pin(async {
+            let said = async {
+                while !self.shared.transport.sender().has_said_all() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let _ = tokio::time::timeout(GOODBYE, said).await;
+        })
     }
 
     fn status(&self) -> BrokerStatus {

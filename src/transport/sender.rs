@@ -374,6 +374,12 @@ impl<R> Sender<R> {
         }
     }
 
+    /// Whether every server has answered for all that nodes are to hear, but for those that hang.
+    pub fn has_said_all(&self) -> bool {
+        let control = |sent: &Sent| matches!(sent.what, What::Control);
+        self.links.iter().all(|link| link.suspect || link.control.is_empty() && !link.flight.iter().any(control))
+    }
+
     /// What `link` should send now; nothing while its window is full. Called again after that was sent.
     pub fn next_batch(&mut self, now: Instant, link: LinkId) -> Vec<Command> {
         let mut batch = Vec::new();
