@@ -162,7 +162,7 @@ async fn ten_thousand_subscriptions_are_replayed() {
     let fields: Value = serde_json::from_str(&line).unwrap();
     println!("10,000 channels replayed in {} ms", fields["fields"]["took_ms"]);
     let count = redis.command::<Vec<redis::Value>>(&["PUBSUB", "CHANNELS", "texto:*"]).await.unwrap().len();
-    assert_eq!(count, 10_000);
+    assert_eq!(count, 10_002, "and the two channels of the node itself");
     let (first, rest) = clients.split_first_mut().unwrap();
     for client in rest.iter_mut().step_by(1_000) {
         assert_eq!(first.send(client.id, "still there?").await.unwrap(), Answer::Ack);
@@ -195,7 +195,6 @@ async fn a_redis_that_dies_after_its_last_answer_leaves_later_sends_answered() {
         .await
         .unwrap();
     };
-    pending(1.0).await;
     assert_eq!(a.send(b.id, "two").await.unwrap(), Answer::Error("EBROKER".to_owned()));
     redis.restart().await.unwrap();
     pending(0.0).await;

@@ -1,24 +1,29 @@
 //! Owns the broker over Redis: topology in, links kept, bytes to and from the transport.
 
 pub mod connection;
+mod fleet;
 pub mod link;
+mod probe;
+mod publishing;
+mod subscriptions;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use self::fleet::Fleet;
 use self::link::Link;
 use super::{Broker, BrokerStatus, LinkState, Message};
 use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
 use crate::registry::Registry;
+use crate::repeats::Repeats;
 use crate::sentinel::{Topology, Watcher};
 use crate::tasks::Tasks;
 use crate::transport::envelope::{Channel, Foreign, Hello, Tag, VERSION, body};
@@ -30,23 +35,12 @@ use crate::transport::{Arrived, Gathered, Transport};
 const HEDGE: Duration = Duration::from_millis(100);
 /// So long after the last sign of trouble with the master, messages go to it alone again.
 const SETTLE: Duration = Duration::from_secs(2);
-/// A server that left the topology keeps its link this long: other nodes may still publish there.
-const LINGER: Duration = Duration::from_secs(15);
 /// Bytes of messages that may wait for a decision.
 const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
 /// How long the servers may take to hear that this node leaves.
 const GOODBYE: Duration = Duration::from_millis(200);
 /// The pace of the transport's clock while something waits.
 const TICK: Duration = Duration::from_millis(5);
-
-/// Which servers this node keeps links to: the one place that decides it.
-///
-/// The master, and with `standby` its replicas, also those that Sentinel holds for dead: it is the
-/// link that notices first that one is back.
-fn wanted(topology: &Topology, standby: bool) -> Vec<Address> {
-    let replicas = topology.replicas.iter().filter(|_| standby).map(|replica| replica.address.clone());
-    topology.master.iter().cloned().chain(replicas).collect()
-}
 
 /// The broker over Redis.
 #[derive(Debug)]
@@ -67,19 +61,12 @@ pub(crate) struct Shared {
     ticker: Notify,
     /// Versions of the wire format that others write and this node can't read, once each in the log.
     strange: Mutex<BTreeSet<Foreign>>,
-    links: Mutex<BTreeMap<Address, Held>>,
+    fleet: Mutex<Fleet>,
+    repeats: Mutex<Repeats>,
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
     tasks: Tasks,
-}
-
-/// A link that is kept.
-#[derive(Debug)]
-struct Held {
-    link: Arc<Link>,
-    cancel: CancellationToken,
-    unwanted_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -137,7 +124,8 @@ impl RedisBroker {
             wakes: std::array::from_fn(|_| Notify::new()),
             ticker: Notify::new(),
             strange: Mutex::default(),
-            links: Mutex::default(),
+            fleet: Mutex::default(),
+            repeats: Mutex::default(),
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
@@ -244,7 +232,10 @@ impl Shared {
 
     fn link_synced(&self, link: &Link, channels: usize, took: Duration) {
         let address = link.address.to_string();
-        info!(%address, channels, took_ms = took.as_secs_f64() * 1000.0, "link to Redis synced: channels replayed");
+        if let Some(again) = lock(&link.repeats).note(Instant::now(), "synced") {
+            let took_ms = took.as_secs_f64() * 1000.0;
+            info!(%address, channels, took_ms, "link to Redis synced: channels replayed{again}");
+        }
         self.metrics.replay_duration.observe(took.as_secs_f64());
         #[allow(clippy::cast_precision_loss)] // Not before 2^53 channels.
         self.metrics.replay_channels.with_label_values(&[&address]).set(channels as f64);
@@ -277,8 +268,12 @@ impl Shared {
     /// The link to the node that is master for Sentinel and calls itself so.
     fn master_link(&self) -> Option<Arc<Link>> {
         let master = self.topology.borrow().master.clone()?;
-        let links = lock(&self.links);
-        links.get(&master).map(|held| held.link.clone()).filter(|link| link.is_master())
+        lock(&self.fleet).get(&master).filter(|link| link.is_master()).cloned()
+    }
+
+    /// Whether the server at `address` ought to answer, as far as the Sentinels know.
+    fn expects(&self, address: &Address) -> bool {
+        self.topology.borrow().expects(address)
     }
 
     /// Tells the transport who is master.
@@ -289,7 +284,7 @@ impl Shared {
     }
 
     fn note_usable(&self) {
-        let usable = lock(&self.links).values().any(|held| held.link.stage() == LinkState::Synced);
+        let usable = lock(&self.fleet).links().any(|link| link.stage() == LinkState::Synced);
         let mut state = lock(&self.usable);
         if usable {
             state.since_not = None;
@@ -369,43 +364,22 @@ impl Shared {
     }
 
     fn converge(self: &Arc<Self>, topology: &Topology) {
-        let wanted = wanted(topology, self.config.standby_subscriptions);
-        let now = Instant::now();
-        let mut links = lock(&self.links);
-        for (address, held) in links.iter_mut() {
-            let is_wanted = wanted.contains(address);
-            held.unwanted_since = if is_wanted { None } else { Some(held.unwanted_since.unwrap_or(now)) };
+        let standby = self.config.standby_subscriptions;
+        let (start, without) = lock(&self.fleet).converge(Instant::now(), topology, standby, self.tasks.end());
+        for (link, cancel) in start {
+            let run = link.run(self.clone(), cancel.clone());
+            self.tasks.spawn_vital("link", &cancel, run);
         }
-        links.retain(|address, held| {
-            let Some(since) = held.unwanted_since else { return true };
-            // One that is broken anyway is of no use to anybody.
-            let useless = held.link.stage() == LinkState::Connecting;
-            let keep = !useless && now.saturating_duration_since(since) < LINGER;
-            if !keep {
-                info!(%address, "link to Redis given up: the server left the topology");
-                held.cancel.cancel();
-            }
-            keep
-        });
-        for address in wanted {
-            if links.contains_key(&address) {
-                continue;
-            }
-            let taken: Vec<LinkId> = links.values().map(|held| held.link.id).collect();
-            let Some(id) = (0..MAX_LINKS).find(|id| !taken.contains(id)) else {
-                warn!(%address, most = MAX_LINKS, "too many Redis servers: no link to this one");
-                continue;
-            };
-            let link = Arc::new(Link::new(id, address.clone()));
-            let token = self.tasks.end().child_token();
-            self.tasks.spawn_vital("link", &token, link.clone().run(self.clone(), token.clone()));
-            links.insert(address, Held { link, cancel: token, unwanted_since: None });
+        if let Some(address) = without
+            && let Some(again) = lock(&self.repeats).note(Instant::now(), "too many")
+        {
+            warn!(%address, most = MAX_LINKS, "too many Redis servers: no link to this one{again}");
         }
     }
 
     /// Whoever is connected, wants or no longer wants their messages.
     fn changed(&self, client: Uuid) {
-        let links: Vec<_> = lock(&self.links).values().map(|held| held.link.clone()).collect();
+        let links: Vec<_> = lock(&self.fleet).links().cloned().collect();
         for link in links {
             link.changed(client);
         }
@@ -447,7 +421,7 @@ impl Broker for RedisBroker {
         let shared = &self.shared;
         let topology = shared.topology.borrow().clone();
         let links: Vec<_> =
-            lock(&shared.links).iter().map(|(address, held)| held.link.status(topology.expects(address))).collect();
+            lock(&shared.fleet).links().map(|link| link.status(topology.expects(&link.address))).collect();
         let (sentinels, problem) = match &shared.watcher {
             Some(watcher) => watcher.status(),
             None => (Vec::new(), None),

@@ -21,7 +21,7 @@ const FORGET: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same when nodes come and go all the time: one that crashes in a loop must not make every absence slow.
 const IMPATIENCE: Duration = Duration::from_millis(250);
-/// So many may go missing within [`LATELY`] before patience wears thin.
+/// So many may be lost within [`LATELY`] before patience wears thin.
 const FEW: usize = 3;
 const LATELY: Duration = Duration::from_secs(60);
 /// After the first link is synced, for so long nobody is declared absent: the others have not said hello yet.
@@ -41,7 +41,8 @@ pub struct Peers {
 struct Inner {
     known: HashMap<Tag, Peer>,
     asked: HashMap<Tag, (u64, Instant)>,
-    missed: VecDeque<Instant>,
+    /// When nodes were lost lately.
+    lost: VecDeque<Instant>,
     listening: Option<Instant>,
 }
 
@@ -49,8 +50,17 @@ struct Inner {
 struct Peer {
     floor: Number,
     heard: Instant,
-    missing: Option<Instant>,
-    patience: Duration,
+    absence: Absence,
+}
+
+/// Whether a node has its subscriptions on some server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absence {
+    None,
+    /// Since when on no server, and how long that may be a new connection under way.
+    Missing(Instant, Duration),
+    /// For too long: its sessions are not waited for.
+    Lost,
 }
 
 /// Whether a message may be looked at.
@@ -68,7 +78,7 @@ impl Peers {
     /// Knows this node alone.
     pub fn new(now: Instant, me: Tag) -> Self {
         let peers = Self { me, inner: RwLock::default() };
-        peers.write().known.insert(me, Peer { floor: 0, heard: now, missing: None, patience: PATIENCE });
+        peers.write().known.insert(me, Peer { floor: 0, heard: now, absence: Absence::None });
         peers
     }
 
@@ -139,7 +149,7 @@ impl Peers {
             return false;
         }
         inner.asked.remove(&tag);
-        let new = Peer { floor: hello.floor, heard: now, missing: None, patience: PATIENCE };
+        let new = Peer { floor: hello.floor, heard: now, absence: Absence::None };
         inner.known.insert(tag, new).is_none()
     }
 
@@ -176,31 +186,23 @@ impl Peers {
     pub fn speak_for_all(&self, now: Instant, covered: &HashSet<Tag>, every_server_asked: bool) -> bool {
         let mut inner = self.write();
         let introduced = inner.listening.is_some_and(|since| now.saturating_duration_since(since) >= INTRODUCTION);
-        let mut missed = Vec::new();
-        let mut all = true;
-        for (tag, peer) in &mut inner.known {
-            if covered.contains(tag) {
-                peer.missing = None;
-                continue;
-            }
-            if every_server_asked && peer.missing.is_none() {
-                peer.missing = Some(now);
-                missed.push(*tag);
-            }
-            all &= peer.missing.is_some_and(|since| now.saturating_duration_since(since) >= peer.patience);
+        let Inner { known, lost, .. } = &mut *inner;
+        while lost.front().is_some_and(|at| now.saturating_duration_since(*at) > LATELY) {
+            lost.pop_front();
         }
-        for tag in missed {
-            while inner.missed.front().is_some_and(|at| now.saturating_duration_since(*at) > LATELY) {
-                inner.missed.pop_front();
+        let patience = if lost.len() < FEW { PATIENCE } else { IMPATIENCE };
+        let mut all = true;
+        for (tag, peer) in known {
+            match peer.absence {
+                _ if covered.contains(tag) => peer.absence = Absence::None,
+                Absence::None if every_server_asked => peer.absence = Absence::Missing(now, patience),
+                Absence::Missing(since, patience) if now.saturating_duration_since(since) >= patience => {
+                    peer.absence = Absence::Lost;
+                    lost.push_back(now);
+                }
+                _ => {}
             }
-            let patience = if inner.missed.len() < FEW { PATIENCE } else { IMPATIENCE };
-            inner.missed.push_back(now);
-            if inner.missed.len() > 2 * FEW {
-                inner.missed.pop_front();
-            }
-            if let Some(peer) = inner.known.get_mut(&tag) {
-                peer.patience = patience;
-            }
+            all &= covered.contains(tag) || peer.absence == Absence::Lost;
         }
         all && introduced
     }

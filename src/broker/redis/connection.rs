@@ -18,6 +18,8 @@ use crate::secret::Credentials;
 
 /// A reply longer than this is not Redis speaking: no message comes near it.
 const MAX_REPLY: usize = 64 * 1024 * 1024;
+/// Bytes a second that a server takes at the least: a batch of 256 KiB gets two seconds more than a heartbeat.
+const SLOWEST: f64 = 128.0 * 1024.0;
 /// What the read buffer shrinks back to after a burst.
 const USUAL_BUFFER: usize = 64 * 1024;
 
@@ -44,14 +46,44 @@ pub enum ConnectionError {
     /// The server answered with an error.
     #[error("the server answered: {0}")]
     Server(String),
+    /// The user may not do what Texto needs.
+    #[error("the server refuses {command} to this user ({text}): give the right with `{mend}`")]
+    Right {
+        /// The command.
+        command: &'static str,
+        /// What the server said.
+        text: String,
+        /// The command that mends it.
+        mend: String,
+    },
+    /// Two connections to one address.
+    #[error(
+        "two connections to this address reached different servers: give each Redis an address of its own, or use \
+         --sentinels (TEXTO_SENTINELS)"
+    )]
+    DifferentServers,
+    /// It is a Sentinel.
+    #[error("this is a Sentinel, not a Redis: give its address to --sentinels (TEXTO_SENTINELS)")]
+    Sentinel,
     /// The bytes are not Redis' protocol.
     #[error("the peer does not speak the protocol of Redis")]
     Protocol,
 }
 
 impl ConnectionError {
+    /// Whether the server lives, but will refuse again.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Silent(_) | Self::Io(_) | Self::Closed => false,
+            // A server that loads is ready in a moment.
+            Self::Server(text) => !text.starts_with("LOADING"),
+            Self::Refused(_) | Self::NoHello | Self::Right { .. } | Self::DifferentServers => true,
+            Self::Sentinel | Self::Protocol => true,
+        }
+    }
+
     /// Gives an error reply its meaning.
-    fn from_reply(text: &[u8]) -> Self {
+    pub(super) fn from_reply(text: &[u8]) -> Self {
         let text = String::from_utf8_lossy(text).into_owned();
         match text.split(' ').next() {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Self::Refused(text),
@@ -256,9 +288,10 @@ impl Writer {
     /// When they can't all be written within the connection's deadline. Not cancel safe: a command may
     /// be cut, so the connection must be dropped then.
     pub async fn write(&mut self, commands: &[u8]) -> Result<(), ConnectionError> {
-        match timeout(self.limit, self.stream.write_all(commands)).await {
+        let limit = self.limit + Duration::from_secs_f64(commands.len() as f64 / SLOWEST);
+        match timeout(limit, self.stream.write_all(commands)).await {
             Ok(result) => Ok(result?),
-            Err(_) => Err(ConnectionError::Silent(self.limit)),
+            Err(_) => Err(ConnectionError::Silent(limit)),
         }
     }
 }
@@ -301,7 +334,14 @@ pub async fn open(
             let text = credentials.censor(&String::from_utf8_lossy(text));
             Err(ConnectionError::from_reply(text.as_bytes()))
         }
-        Reply::Array(_) => Ok((reader, writer)),
+        // A map of names and values in turn.
+        Reply::Array(parts) => {
+            let mode = parts.chunks_exact(2).find(|pair| pair[0].text() == Some(b"mode"));
+            if mode.is_some_and(|pair| pair[1].text() == Some(b"sentinel")) {
+                return Err(ConnectionError::Sentinel);
+            }
+            Ok((reader, writer))
+        }
         _ => Err(ConnectionError::Protocol),
     }
 }
@@ -370,18 +410,6 @@ pub fn role(reply: &Reply<'_>) -> Result<Role, ConnectionError> {
             master: Address { host: text(1), port: u16::try_from(*port).unwrap_or(0) },
             connected: text(3) == "connected",
         }),
-        _ => Err(ConnectionError::Protocol),
-    }
-}
-
-/// The number of receivers that PUBLISH counted.
-///
-/// # Errors
-/// An error reply, or one that is no count.
-pub fn receivers(reply: &Reply<'_>) -> Result<u64, ConnectionError> {
-    match reply {
-        Reply::Number(count) => u64::try_from(*count).map_err(|_| ConnectionError::Protocol),
-        Reply::Error(text) => Err(ConnectionError::from_reply(text)),
         _ => Err(ConnectionError::Protocol),
     }
 }

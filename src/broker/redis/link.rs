@@ -3,31 +3,38 @@
 //! One connection publishes, the other is subscribed. Either one lost ends both, and the link starts
 //! again, at once the first time and with a growing pause after that.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::Shared;
-use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, pack, pack_publish};
+use super::connection::{self, ConnectionError, Role};
+use super::probe::probe;
+use super::publishing::publishing;
+use super::subscriptions::subscriptions;
 use crate::backoff::Backoff;
 use crate::broker::{LinkState, LinkStatus};
 use crate::config::Address;
-use crate::transport::Gathered;
-use crate::transport::envelope::{Channel, head};
-use crate::transport::sender::{Answer, Command, LinkId};
+use crate::repeats::Repeats;
+use crate::transport::sender::LinkId;
 
-/// Channels in one SUBSCRIBE, and unconfirmed at a time.
-const REPLAY_BATCH: usize = 1000;
 /// Pauses between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MOST: Duration = Duration::from_millis(200);
+/// The same for a server that answers, but refuses: it will still do so in a moment.
+const PAUSE_REFUSED: Duration = Duration::from_secs(5);
+/// The same for one that the Sentinels hold for dead, and that has been away for this long: unless they change their
+/// mind, it will not be back in a moment.
+const PAUSE_DEAD: Duration = Duration::from_secs(30);
+/// A link that has held for so long may start anew at once.
+const HELD: Duration = Duration::from_secs(5);
 
 /// One server's link: the part of it that others may look at.
 #[derive(Debug)]
@@ -39,7 +46,11 @@ pub struct Link {
     state: Mutex<State>,
     /// Clients whose wish to be subscribed may have changed; the registry knows what they wish.
     dirty: Mutex<HashSet<Uuid>>,
-    dirty_wake: Notify,
+    pub(super) dirty_wake: Notify,
+    /// There is reason to try again now.
+    hurry: Notify,
+    pub(super) repeats: Mutex<Repeats>,
+    over: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -58,7 +69,16 @@ impl Link {
     /// A link that is not connected yet.
     pub fn new(id: LinkId, address: Address) -> Self {
         let state = State { stage: LinkState::Connecting, role: None, reason: None };
-        Self { id, address, state: Mutex::new(state), dirty: Mutex::default(), dirty_wake: Notify::new() }
+        Self {
+            id,
+            address,
+            state: Mutex::new(state),
+            dirty: Mutex::default(),
+            dirty_wake: Notify::new(),
+            hurry: Notify::new(),
+            repeats: Mutex::default(),
+            over: AtomicBool::new(false),
+        }
     }
 
     /// `client` came or went.
@@ -96,42 +116,72 @@ impl Link {
 
     /// Keeps the link up until `cancel`.
     pub(super) async fn run(self: Arc<Self>, shared: Arc<Shared>, cancel: CancellationToken) {
-        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
-        while !cancel.is_cancelled() {
-            let pause = backoff.next_delay();
-            if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_DEAD);
+        let mut most = PAUSE_MOST;
+        let mut away_since = Instant::now();
+        loop {
+            let dead = !shared.expects(&self.address) && away_since.elapsed() > PAUSE_DEAD;
+            let pause = backoff.next_delay().min(if dead { PAUSE_DEAD } else { most });
+            let rest = async {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.hurry.notified() => backoff.reset(),
+                }
+            };
+            if cancel.run_until_cancelled(rest).await.is_none() {
                 break;
             }
+            let began = Instant::now();
             let attempt = Attempt { link: &self, shared: &shared };
-            let ended = cancel.run_until_cancelled(attempt.run(&mut backoff)).await;
-            let was = self.note_loss(&shared, ended.as_ref());
+            let ended = cancel.run_until_cancelled(attempt.run()).await;
+            self.note_loss(&shared, ended.as_ref());
             shared.link_lost(&self);
-            let address = self.address.to_string();
-            match ended {
-                Some(reason) => {
-                    shared.metrics.link_failures.with_label_values(&[&address]).inc();
-                    if let Some(was) = was {
-                        warn!(%address, ?was, %reason, "link to Redis lost, connecting again");
-                    }
-                }
-                None => break,
+            let Some(reason) = ended else { break };
+            most = if reason.is_refusal() { PAUSE_REFUSED } else { PAUSE_MOST };
+            if began.elapsed() >= HELD {
+                backoff.reset();
+                away_since = Instant::now();
             }
         }
         let labels = [self.address.to_string()];
-        drop(shared.metrics.link_state.remove_label_values(&[labels[0].as_str()]));
+        let labels = [labels[0].as_str()];
+        let metrics = &shared.metrics;
+        drop(metrics.link_state.remove_label_values(&labels));
+        drop(metrics.link_failures.remove_label_values(&labels));
+        drop(metrics.heartbeat.remove_label_values(&labels));
+        drop(metrics.replay_channels.remove_label_values(&labels));
+        self.set_over();
     }
 
-    /// Resets the state; returns what it was if that is worth a line in the log: once for each loss,
-    /// and once for each new reason.
-    fn note_loss(&self, shared: &Shared, reason: Option<&ConnectionError>) -> Option<LinkState> {
+    /// Whether its task has ended, and all that it had to say is said.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// There is reason to try again at once: the Sentinels say that the server lives, or that it is master.
+    pub fn hurry(&self) {
+        if self.stage() == LinkState::Connecting {
+            self.hurry.notify_one();
+        }
+    }
+
+    /// Resets the state, and says so in the log: once, and then ever more seldom for the same reason.
+    fn note_loss(&self, shared: &Shared, reason: Option<&ConnectionError>) {
         let mut state = lock(&self.state);
-        let reason = reason.map(ToString::to_string);
-        let news = state.stage != LinkState::Connecting || state.reason != reason;
         let was = state.stage;
-        *state = State { stage: LinkState::Connecting, role: None, reason };
+        *state = State { stage: LinkState::Connecting, role: None, reason: reason.map(ToString::to_string) };
         drop(state);
         self.show(shared, LinkState::Connecting);
-        news.then_some(was)
+        let Some(reason) = reason else { return };
+        let address = self.address.to_string();
+        shared.metrics.link_failures.with_label_values(&[&address]).inc();
+        if let Some(again) = lock(&self.repeats).note(Instant::now(), &reason.to_string()) {
+            warn!(%address, ?was, %reason, "link to Redis lost, connecting again{again}");
+        }
     }
 
     fn show(&self, shared: &Shared, stage: LinkState) {
@@ -143,7 +193,7 @@ impl Link {
         });
     }
 
-    fn set_stage(&self, shared: &Shared, stage: LinkState) {
+    pub(super) fn set_stage(&self, shared: &Shared, stage: LinkState) {
         let mut state = lock(&self.state);
         state.stage = stage;
         state.reason = None;
@@ -152,7 +202,7 @@ impl Link {
     }
 
     /// Takes up what the server says of itself; `true` if that is new.
-    fn set_role(&self, role: Role) -> bool {
+    pub(super) fn set_role(&self, role: Role) -> bool {
         let mut state = lock(&self.state);
         let new = state.role.as_ref() != Some(&role);
         if new && state.role.is_some() {
@@ -162,7 +212,7 @@ impl Link {
         new
     }
 
-    fn take_dirty(&self, most: usize) -> Vec<Uuid> {
+    pub(super) fn take_dirty(&self, most: usize) -> Vec<Uuid> {
         let mut dirty = lock(&self.dirty);
         if dirty.len() <= most {
             return dirty.drain().collect();
@@ -183,271 +233,37 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Runs until something fails, and says what.
-    async fn run(&self, backoff: &mut Backoff) -> ConnectionError {
-        match self.run_inner(backoff).await {
+    async fn run(&self) -> ConnectionError {
+        match self.run_inner().await {
             Ok(never) => match never {},
             Err(reason) => reason,
         }
     }
 
-    async fn run_inner(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, ConnectionError> {
+    async fn run_inner(&self) -> Result<std::convert::Infallible, ConnectionError> {
         let (link, shared) = (self.link, self.shared);
         let limit = shared.config.heartbeat_timeout;
         let open = || connection::open(&link.address, &shared.config.credentials, &shared.client_name, limit);
-        let ((mut reader, mut writer), (sub_reader, sub_writer)) = tokio::try_join!(open(), open())?;
-
-        let mut ask = Vec::new();
-        pack(&mut ask, &[b"ROLE"]);
-        writer.write(&ask).await?;
-        let role = {
-            let reply = timeout(limit, reader.next()).await.map_err(|_| ConnectionError::Silent(limit))??;
-            connection::role(&reply)?
-        };
+        let (mut publisher, mut subscriber) = tokio::try_join!(open(), open())?;
+        let role = probe(&mut publisher, &mut subscriber, &shared.config.credentials, limit).await?;
         link.set_role(role);
         lock(&link.dirty).clear();
         link.set_stage(shared, LinkState::Replaying);
         shared.link_up(link);
 
-        let synced = Arc::new(Notify::new());
-        let mut subscriber = JoinSet::new();
-        let task = subscriptions(link.clone(), shared.clone(), synced.clone(), sub_reader, sub_writer);
-        shared.tasks.note("subscriptions", subscriber.spawn(task));
-        let publish = self.publishing(&mut reader, &mut writer);
-        tokio::pin!(publish);
-        loop {
-            tokio::select! {
-                ended = &mut publish => return ended,
-                ended = subscriber.join_next() => return match ended {
-                    Some(Ok(Err(reason))) => Err(reason),
-                    Some(Ok(Ok(never))) => match never {},
-                    // The task was aborted or panicked: the link can't go on either way.
-                    Some(Err(_)) | None => Err(ConnectionError::Closed),
-                },
-                () = synced.notified() => backoff.reset(),
-            }
-        }
-    }
-
-    /// Sends batch after batch, one under way at a time, and asks for ROLE in between. The answer to
-    /// ROLE is the heartbeat as well.
-    async fn publishing(
-        &self,
-        reader: &mut Reader,
-        writer: &mut Writer,
-    ) -> Result<std::convert::Infallible, ConnectionError> {
-        let (link, shared) = (self.link, self.shared);
-        let limit = shared.config.heartbeat_timeout;
-        let heartbeat = shared.metrics.heartbeat.with_label_values(&[link.address.to_string().as_str()]);
-        let wake = &shared.wakes[link.id];
-        let mut beat = interval(limit / 4);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut commands = Vec::new();
-        loop {
-            let batch = shared.next_batch(link.id);
-            let ask_role = if batch.is_empty() {
-                tokio::select! {
-                    () = wake.notified() => continue,
-                    _ = beat.tick() => true,
-                    // Nothing is due: whatever comes is the end, noticed at once.
-                    result = reader.fill() => { result?; return Err(ConnectionError::Protocol) }
-                }
-            } else {
-                // Under load the wait above is never reached; ROLE must be asked all the same.
-                std::future::poll_fn(|cx| std::task::Poll::Ready(beat.poll_tick(cx).is_ready())).await
-            };
-            commands.clear();
-            for command in &batch {
-                match command {
-                    Command::Message(receiver, place, body) => {
-                        let channel = Channel::Client(*receiver).name();
-                        pack_publish(&mut commands, channel.as_bytes(), &[&head(shared.tag(), *place), body]);
-                    }
-                    Command::Control(channel, bytes) => {
-                        pack_publish(&mut commands, channel.name().as_bytes(), &[bytes]);
-                    }
-                    Command::Count(channels) => {
-                        let names: Vec<String> = channels.iter().map(|channel| channel.name()).collect();
-                        let mut arguments: Vec<&[u8]> = vec![b"PUBSUB", b"NUMSUB"];
-                        arguments.extend(names.iter().map(String::as_bytes));
-                        pack(&mut commands, &arguments);
-                    }
-                }
-            }
-            if ask_role {
-                pack(&mut commands, &[b"ROLE"]);
-            }
-            let began = Instant::now();
-            writer.write(&commands).await?;
-            let mut receivers: Vec<Answer> = Vec::with_capacity(batch.len());
-            let mut result = Ok(());
-            while receivers.len() < batch.len() {
-                match timeout(limit, reader.next()).await {
-                    Err(_) => result = Err(ConnectionError::Silent(limit)),
-                    Ok(Err(reason)) => result = Err(reason),
-                    Ok(Ok(reply)) => receivers.push(answer(&reply)),
-                }
-                if result.is_err() {
-                    break;
-                }
-            }
-            if !batch.is_empty() {
-                shared.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
-                shared.answered(link.id, receivers);
-            }
-            result?;
-            if ask_role {
-                let reply = timeout(limit, reader.next()).await.map_err(|_| ConnectionError::Silent(limit))??;
-                let role = connection::role(&reply)?;
-                heartbeat.observe(began.elapsed().as_secs_f64());
-                // It lives: what was kept from it while it was silent may go to it again.
-                shared.answered(link.id, Vec::new());
-                if link.set_role(role) {
-                    shared.roles_changed();
-                }
-            }
-            if commands.capacity() > 1024 * 1024 {
-                commands = Vec::new();
-            }
-        }
-    }
-}
-
-/// Keeps the subscriptions as the registry wants them, hands arriving messages to it, and demands a
-/// sign of life within the heartbeat's timeout.
-async fn subscriptions(
-    link: Arc<Link>,
-    shared: Arc<Shared>,
-    synced_signal: Arc<Notify>,
-    mut reader: Reader,
-    mut writer: Writer,
-) -> Result<std::convert::Infallible, ConnectionError> {
-    let limit = shared.config.heartbeat_timeout;
-    let began = Instant::now();
-    let mut replay: VecDeque<Uuid> = shared.registry.clients().into();
-    let channels = replay.len();
-    let mut synced = false;
-    let mut own = shared.own_channels();
-    let mut gathered = Gathered::default();
-    let mut unconfirmed = 0_usize;
-    let mut heard = Instant::now();
-    let mut last_beat = heard;
-    let mut pinged = None;
-    let mut beat = interval(limit / 4);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut commands = Vec::new();
-    loop {
-        while let Some(reply) = reader.buffered()? {
-            match reply {
-                Reply::Message { channel, payload } => shared.receive(channel, payload, &mut gathered),
-                Reply::Push(parts) => {
-                    unconfirmed = unconfirmed.saturating_sub(1);
-                    let confirmed = parts.first().and_then(Reply::text) == Some(b"subscribe");
-                    if let Some(channel) = parts.get(1).and_then(Reply::text).filter(|_| confirmed) {
-                        shared.confirmed(&link, channel);
-                    }
-                }
-                Reply::Error(text) => {
-                    return Err(connection::receivers(&Reply::Error(text)).err().unwrap_or(ConnectionError::Protocol));
-                }
-                _ => {
-                    if let Some(sent) = pinged.take() {
-                        let trip = Instant::now().saturating_duration_since(sent);
-                        let address = link.address.to_string();
-                        shared.metrics.heartbeat.with_label_values(&[&address]).observe(trip.as_secs_f64());
-                    }
-                }
-            }
-        }
-        shared.after_read(&mut gathered);
-        commands.clear();
-        if unconfirmed < REPLAY_BATCH {
-            let (join, leave) = if replay.is_empty() {
-                link.take_dirty(REPLAY_BATCH).into_iter().partition(|client| shared.registry.get(*client).is_some())
-            } else {
-                let count = replay.len().min(REPLAY_BATCH);
-                (replay.drain(..count).collect::<Vec<_>>(), Vec::new())
-            };
-            unconfirmed += join.len() + leave.len();
-            pack_channels(&mut commands, b"SUBSCRIBE", &join);
-            pack_channels(&mut commands, b"UNSUBSCRIBE", &leave);
-        }
-        if commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
-            // Last of all: whoever counts them knows that all of this node's sessions are here.
-            let mut arguments: Vec<&[u8]> = vec![b"SUBSCRIBE"];
-            arguments.extend(own.iter().map(Vec::as_slice));
-            pack(&mut commands, &arguments);
-            unconfirmed += own.len();
-            own.clear();
-        }
-        if !commands.is_empty() {
-            writer.write(&commands).await?;
-        } else if !synced && replay.is_empty() && unconfirmed == 0 {
-            synced = true;
-            link.set_stage(&shared, LinkState::Synced);
-            shared.link_synced(&link, channels, began.elapsed());
-            synced_signal.notify_one();
-        }
-        let woke = tokio::select! {
-            biased;
-            result = reader.fill() => Woke::Read(result),
-            () = link.dirty_wake.notified() => Woke::Dirty,
-            _ = beat.tick() => Woke::Beat,
+        let mut subscribing = JoinSet::new();
+        let task = subscriptions(link.clone(), shared.clone(), subscriber.0, subscriber.1);
+        shared.tasks.note("subscriptions", subscribing.spawn(task));
+        let ended = tokio::select! {
+            ended = publishing(link, shared, &mut publisher.0, &mut publisher.1) => ended,
+            ended = subscribing.join_next() => match ended {
+                Some(Ok(ended)) => ended,
+                // The task was aborted or panicked: the link can't go on either way.
+                Some(Err(_)) | None => Err(ConnectionError::Closed),
+            },
         };
-        let now = Instant::now();
-        match woke {
-            Woke::Read(result) => {
-                result?;
-                heard = now;
-                continue;
-            }
-            Woke::Dirty => continue,
-            Woke::Beat => {}
-        }
-        if now.saturating_duration_since(last_beat) > limit / 2 {
-            heard = now; // This process stood still; it has no right to complain.
-        }
-        last_beat = now;
-        if now.saturating_duration_since(heard) >= limit {
-            return Err(ConnectionError::Silent(limit));
-        }
-        if pinged.is_none() {
-            commands.clear();
-            pack(&mut commands, &[b"PING"]);
-            writer.write(&commands).await?;
-            pinged = Some(now);
-        }
-    }
-}
-
-enum Woke {
-    Read(Result<(), ConnectionError>),
-    Dirty,
-    Beat,
-}
-
-fn pack_channels(commands: &mut Vec<u8>, command: &[u8], clients: &[Uuid]) {
-    if clients.is_empty() {
-        return;
-    }
-    let channels: Vec<_> = clients.iter().map(|client| Channel::Client(*client).name()).collect();
-    let mut arguments: Vec<&[u8]> = Vec::with_capacity(clients.len() + 1);
-    arguments.push(command);
-    arguments.extend(channels.iter().map(String::as_bytes));
-    pack(commands, &arguments);
-}
-
-/// What a reply to a command of the transport says.
-fn answer(reply: &Reply<'_>) -> Answer {
-    let count = |reply: &Reply<'_>| match reply {
-        Reply::Number(count) => u64::try_from(*count).ok(),
-        _ => None,
-    };
-    match reply {
-        Reply::Number(_) => count(reply).map_or(Answer::Error, Answer::Receivers),
-        // Names and counts in turn.
-        Reply::Array(parts) => {
-            parts.iter().skip(1).step_by(2).map(count).collect::<Option<_>>().map_or(Answer::Error, Answer::Counts)
-        }
-        _ => Answer::Error,
+        // It may be in the middle of a poll on another thread: nothing of this link must happen after its end.
+        subscribing.shutdown().await;
+        ended
     }
 }

@@ -1,0 +1,145 @@
+//! Owns the publishing half of a link: commands out and answers in, both at the same time, with ROLE among them.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::Shared;
+use super::connection::{self, ConnectionError, Reader, Reply, Writer, pack, pack_publish};
+use super::link::Link;
+use crate::transport::envelope::{Channel, head};
+use crate::transport::sender::{Answer, Command};
+
+/// What the server has yet to answer, in order.
+enum Owed {
+    Command,
+    /// The last command of a batch that was written then.
+    Last(Instant),
+    Role(Instant),
+}
+
+type Queue = Mutex<VecDeque<Owed>>;
+
+fn lock(queue: &Queue) -> std::sync::MutexGuard<'_, VecDeque<Owed>> {
+    // No state is left half-changed by the code that holds this lock.
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs until the connection fails. How much is under way is the transport's to bound.
+pub(super) async fn publishing(
+    link: &Link,
+    shared: &Shared,
+    reader: &mut Reader,
+    writer: &mut Writer,
+) -> Result<Infallible, ConnectionError> {
+    let owed = Queue::default();
+    tokio::select! {
+        ended = write(link, shared, writer, &owed) => ended,
+        ended = read(link, shared, reader, &owed) => ended,
+    }
+}
+
+async fn write(link: &Link, shared: &Shared, writer: &mut Writer, owed: &Queue) -> Result<Infallible, ConnectionError> {
+    let wake = &shared.wakes[link.id];
+    let mut beat = interval(shared.config.heartbeat_timeout / 4);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut commands = Vec::new();
+    loop {
+        let batch = shared.next_batch(link.id);
+        let ask_role = if batch.is_empty() {
+            tokio::select! {
+                () = wake.notified() => continue,
+                _ = beat.tick() => true,
+            }
+        } else {
+            // Under load the wait above is never reached; ROLE must be asked all the same.
+            std::future::poll_fn(|cx| std::task::Poll::Ready(beat.poll_tick(cx).is_ready())).await
+        };
+        commands.clear();
+        batch.iter().for_each(|command| pack_command(&mut commands, shared, command));
+        if ask_role {
+            pack(&mut commands, &[b"ROLE"]);
+        }
+        owe(owed, batch.len(), ask_role);
+        writer.write(&commands).await?;
+        if commands.capacity() > 1024 * 1024 {
+            commands = Vec::new();
+        }
+    }
+}
+
+fn owe(owed: &Queue, commands: usize, role: bool) {
+    let now = Instant::now();
+    let mut queue = lock(owed);
+    queue.extend((1..commands).map(|_| Owed::Command));
+    queue.extend((commands > 0).then_some(Owed::Last(now)));
+    queue.extend(role.then_some(Owed::Role(now)));
+}
+
+fn pack_command(commands: &mut Vec<u8>, shared: &Shared, command: &Command) {
+    match command {
+        Command::Message(receiver, place, body) => {
+            let channel = Channel::Client(*receiver).name();
+            pack_publish(commands, channel.as_bytes(), &[&head(shared.tag(), *place), body]);
+        }
+        Command::Control(channel, bytes) => pack_publish(commands, channel.name().as_bytes(), &[bytes]),
+        Command::Count(channels) => {
+            let names: Vec<String> = channels.iter().map(|channel| channel.name()).collect();
+            let mut arguments: Vec<&[u8]> = vec![b"PUBSUB", b"NUMSUB"];
+            arguments.extend(names.iter().map(String::as_bytes));
+            pack(commands, &arguments);
+        }
+    }
+}
+
+async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -> Result<Infallible, ConnectionError> {
+    let limit = shared.config.heartbeat_timeout;
+    let heartbeat = shared.metrics.heartbeat.with_label_values(&[link.address.to_string().as_str()]);
+    loop {
+        let mut answers = Vec::new();
+        let mut heard = false;
+        while let Some(reply) = reader.buffered()? {
+            heard = true;
+            // Nothing is due: whatever comes is not Redis.
+            let due = lock(owed).pop_front().ok_or(ConnectionError::Protocol)?;
+            match due {
+                Owed::Command => answers.push(answer(&reply)),
+                Owed::Last(began) => {
+                    answers.push(answer(&reply));
+                    shared.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
+                }
+                Owed::Role(began) => {
+                    heartbeat.observe(began.elapsed().as_secs_f64());
+                    // An error is a sign of life as well; what it was stays true until it says otherwise.
+                    if !matches!(reply, Reply::Error(_)) && link.set_role(connection::role(&reply)?) {
+                        shared.roles_changed();
+                    }
+                }
+            }
+        }
+        if heard {
+            shared.answered(link.id, answers);
+        }
+        // ROLE is asked four times as often, so a server that lives is never silent for so long.
+        timeout(limit, reader.fill()).await.map_err(|_| ConnectionError::Silent(limit))??;
+    }
+}
+
+/// What a reply to a command of the transport says.
+fn answer(reply: &Reply<'_>) -> Answer {
+    let count = |reply: &Reply<'_>| match reply {
+        Reply::Number(count) => u64::try_from(*count).ok(),
+        _ => None,
+    };
+    match reply {
+        Reply::Number(_) => count(reply).map_or(Answer::Error, Answer::Receivers),
+        // Names and counts in turn.
+        Reply::Array(parts) => {
+            parts.iter().skip(1).step_by(2).map(count).collect::<Option<_>>().map_or(Answer::Error, Answer::Counts)
+        }
+        _ => Answer::Error,
+    }
+}

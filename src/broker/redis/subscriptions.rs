@@ -1,0 +1,153 @@
+//! Owns the subscribed half of a link: subscriptions as the registry wants them, and what arrives on them.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::time::{MissedTickBehavior, interval};
+use uuid::Uuid;
+
+use super::Shared;
+use super::connection::{ConnectionError, Reader, Reply, Writer, pack};
+use super::link::Link;
+use crate::broker::LinkState;
+use crate::transport::Gathered;
+use crate::transport::envelope::Channel;
+
+/// Channels in one SUBSCRIBE, and unconfirmed at a time: so a replay goes as fast as the server answers.
+const REPLAY_BATCH: usize = 1000;
+
+/// What the server has yet to answer, in order.
+enum Owed {
+    /// So many confirmations.
+    Channels(usize),
+    /// ROLE, which a server answers that loads, or has lost its master; PING it would not.
+    Role(Instant),
+}
+
+/// Runs until the connection fails: hands arriving messages on, and demands a sign of life within the heartbeat's
+/// timeout.
+pub(super) async fn subscriptions(
+    link: Arc<Link>,
+    shared: Arc<Shared>,
+    mut reader: Reader,
+    mut writer: Writer,
+) -> Result<Infallible, ConnectionError> {
+    let limit = shared.config.heartbeat_timeout;
+    let began = Instant::now();
+    let mut replay: VecDeque<Uuid> = shared.registry.clients().into();
+    let channels = replay.len();
+    let mut own = shared.own_channels();
+    let mut synced = false;
+    let mut owed: VecDeque<Owed> = VecDeque::new();
+    let mut unconfirmed = 0_usize;
+    let mut gathered = Gathered::default();
+    let mut heard = Instant::now();
+    let mut last_beat = heard;
+    let mut beat = interval(limit / 4);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut commands = Vec::new();
+    loop {
+        while let Some(reply) = reader.buffered()? {
+            match reply {
+                Reply::Message { channel, payload } => shared.receive(channel, payload, &mut gathered),
+                Reply::Push(parts) => {
+                    unconfirmed = unconfirmed.saturating_sub(1);
+                    if let Some(Owed::Channels(left)) = owed.front_mut() {
+                        *left -= 1;
+                        if *left == 0 {
+                            owed.pop_front();
+                        }
+                    }
+                    let confirmed = parts.first().and_then(Reply::text) == Some(b"subscribe");
+                    if let Some(channel) = parts.get(1).and_then(Reply::text).filter(|_| confirmed) {
+                        shared.confirmed(&link, channel);
+                    }
+                }
+                reply => match (owed.pop_front(), reply) {
+                    // Whatever the answer is, it lives.
+                    (Some(Owed::Role(sent)), _) => {
+                        let address = link.address.to_string();
+                        let trip = sent.elapsed().as_secs_f64();
+                        shared.metrics.heartbeat.with_label_values(&[&address]).observe(trip);
+                    }
+                    (Some(Owed::Channels(_)), Reply::Error(text)) => return Err(ConnectionError::from_reply(text)),
+                    _ => return Err(ConnectionError::Protocol),
+                },
+            }
+        }
+        shared.after_read(&mut gathered);
+        commands.clear();
+        if unconfirmed < REPLAY_BATCH {
+            let (join, leave) = if replay.is_empty() {
+                link.take_dirty(REPLAY_BATCH).into_iter().partition(|client| shared.registry.get(*client).is_some())
+            } else {
+                let count = replay.len().min(REPLAY_BATCH);
+                (replay.drain(..count).collect::<Vec<_>>(), Vec::new())
+            };
+            for (command, clients) in [(b"SUBSCRIBE".as_slice(), &join), (b"UNSUBSCRIBE", &leave)] {
+                if !clients.is_empty() {
+                    let names: Vec<_> = clients.iter().map(|client| Channel::Client(*client).name()).collect();
+                    pack_channels(&mut commands, command, names.iter().map(String::as_bytes));
+                    owed.push_back(Owed::Channels(clients.len()));
+                    unconfirmed += clients.len();
+                }
+            }
+        }
+        if commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
+            // Last of all: whoever counts them knows that all of this node's sessions are here.
+            pack_channels(&mut commands, b"SUBSCRIBE", own.iter().map(Vec::as_slice));
+            owed.push_back(Owed::Channels(own.len()));
+            unconfirmed += own.len();
+            own.clear();
+        }
+        if !commands.is_empty() {
+            writer.write(&commands).await?;
+        } else if !synced && own.is_empty() && unconfirmed == 0 {
+            synced = true;
+            link.set_stage(&shared, LinkState::Synced);
+            shared.link_synced(&link, channels, began.elapsed());
+        }
+        let woke = tokio::select! {
+            biased;
+            result = reader.fill() => Woke::Read(result),
+            () = link.dirty_wake.notified() => Woke::Dirty,
+            _ = beat.tick() => Woke::Beat,
+        };
+        let now = Instant::now();
+        match woke {
+            Woke::Read(result) => {
+                result?;
+                heard = now;
+                continue;
+            }
+            Woke::Dirty => continue,
+            Woke::Beat => {}
+        }
+        if now.saturating_duration_since(last_beat) > limit / 2 {
+            heard = now; // This process stood still; it has no right to complain.
+        }
+        last_beat = now;
+        if now.saturating_duration_since(heard) >= limit {
+            return Err(ConnectionError::Silent(limit));
+        }
+        if !owed.iter().any(|owed| matches!(owed, Owed::Role(_))) {
+            commands.clear();
+            pack(&mut commands, &[b"ROLE"]);
+            writer.write(&commands).await?;
+            owed.push_back(Owed::Role(now));
+        }
+    }
+}
+
+enum Woke {
+    Read(Result<(), ConnectionError>),
+    Dirty,
+    Beat,
+}
+
+fn pack_channels<'a>(commands: &mut Vec<u8>, command: &'a [u8], channels: impl Iterator<Item = &'a [u8]>) {
+    let arguments: Vec<&[u8]> = std::iter::once(command).chain(channels).collect();
+    pack(commands, &arguments);
+}
