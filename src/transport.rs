@@ -13,8 +13,10 @@ pub mod envelope;
 pub mod inbox;
 pub mod peers;
 pub mod sender;
+#[cfg(test)]
+mod simulation;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -40,8 +42,8 @@ pub struct Transport<R> {
 /// Receipts that are due, gathered by the node that wants them.
 #[derive(Debug, Default)]
 pub struct Gathered {
-    first: HashMap<Tag, Vec<(Number, Decision)>>,
-    again: HashMap<Tag, Vec<(Number, Decision)>>,
+    first: BTreeMap<Tag, Vec<(Number, Decision)>>,
+    again: BTreeMap<Tag, Vec<(Number, Decision)>>,
     due: Vec<Due>,
 }
 
@@ -205,7 +207,7 @@ impl<R> Transport<R> {
         }
         let mut sender = self.sender();
         for (side, everywhere) in [(&mut gathered.first, false), (&mut gathered.again, true)] {
-            for (tag, receipts) in side.drain() {
+            for (tag, receipts) in std::mem::take(side) {
                 let bytes: Bytes = envelope::receipts(self.peers.me(), &receipts);
                 sender.control(Channel::Node(tag), &bytes, everywhere, actions);
             }

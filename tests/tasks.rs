@@ -83,7 +83,7 @@ impl Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_ends_by_itself_ends_the_gateway_or_is_started_again() {
     let cluster = Cluster::start(&ClusterOptions::default()).await.unwrap();
-    let vital = ["acceptor", "admin acceptor", "clock", "drain", "heartbeat", "keeper", "link", "watcher"];
+    let vital = ["acceptor", "admin acceptor", "clock", "drain", "heartbeat", "isolation", "keeper", "link", "watcher"];
     for name in vital {
         let gateway = Gateway::start(&cluster).await;
         let names: BTreeSet<_> = gateway.tasks.names().into_iter().collect();

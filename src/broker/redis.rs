@@ -232,9 +232,9 @@ impl Shared {
 
     fn link_synced(&self, link: &Link, channels: usize, took: Duration) {
         let address = link.address.to_string();
-        if let Some(again) = lock(&link.repeats).note(Instant::now(), "synced") {
+        if link.is_news_that_synced() {
             let took_ms = took.as_secs_f64() * 1000.0;
-            info!(%address, channels, took_ms, "link to Redis synced: channels replayed{again}");
+            info!(%address, channels, took_ms, "link to Redis synced: channels replayed");
         }
         self.metrics.replay_duration.observe(took.as_secs_f64());
         #[allow(clippy::cast_precision_loss)] // Not before 2^53 channels.
@@ -245,11 +245,12 @@ impl Shared {
         self.note_usable();
     }
 
-    fn link_lost(&self, link: &Link) {
+    fn link_lost(&self, link: &Link, was: LinkState) {
         self.with_sender(|sender, now, actions| sender.link_lost(now, link.id, actions));
         self.roles_changed();
         self.note_usable();
-        if let Some(watcher) = &self.watcher {
+        // One that was lost before tells the Sentinels' watcher nothing new.
+        if let (Some(watcher), true) = (&self.watcher, was != LinkState::Connecting) {
             watcher.ask_now();
         }
     }

@@ -158,8 +158,13 @@ impl Machine {
                 .map(|(address, _)| address.clone())
                 .collect();
             for twin in twins {
-                let drop_twin = self.sentinels.get(&twin).is_some_and(|known| !known.configured);
-                let dropped = if drop_twin { twin } else { from.clone() };
+                // One in the configuration stays; but as long as it can't be reached, it doesn't stand for its id.
+                let Some(other) = self.sentinels.get(&twin) else { continue };
+                let dropped = match (other.configured, other.view.is_some()) {
+                    (false, _) => twin,
+                    (true, true) => from.clone(),
+                    (true, false) => continue,
+                };
                 if self.sentinels.get(&dropped).is_some_and(|known| !known.configured) {
                     self.sentinels.remove(&dropped);
                     actions.forget.push(dropped);
@@ -168,7 +173,7 @@ impl Machine {
         }
         for (id, address) in &view.sentinels {
             let known = self.sentinels.contains_key(address)
-                || self.sentinels.values().any(|known| known.id.as_ref() == Some(id));
+                || self.sentinels.values().any(|known| known.id.as_ref() == Some(id) && known.view.is_some());
             if !known {
                 let new = Known { configured: false, id: Some(id.clone()), view: None };
                 self.sentinels.insert(address.clone(), new);
@@ -295,6 +300,31 @@ mod tests {
         assert_eq!(apply(&mut machine, answered(7, named)).watch, [address(2)]);
         let gone = apply(&mut machine, Event::Lost(address(2)));
         assert!(gone.forget.is_empty(), "others still name it");
+    }
+
+    #[test]
+    fn sentinels_that_move_one_after_the_other_are_all_asked_where_they_are_now() {
+        let mut machine = machine();
+        let id = |at: u16| Some(["a", "b", "c"][usize::from(at % 10) - 1].to_owned());
+        // What each says of the others, by where they are at the moment.
+        let said = |from: u16, at: [u16; 3]| {
+            let others = at.into_iter().filter(|other| *other != from);
+            let sentinels = others.map(|other| (id(other).unwrap(), address(other))).collect();
+            answered(from, View { id: id(from), sentinels, ..view(6379, 1) })
+        };
+        let mut at = [1, 2, 3];
+        for from in at {
+            apply(&mut machine, said(from, at));
+        }
+        for moved in 0..3 {
+            let (old, new) = (at[moved], at[moved] + 10);
+            apply(&mut machine, Event::Lost(address(old)));
+            at[moved] = new;
+            let other = at[(moved + 1) % 3];
+            assert_eq!(apply(&mut machine, said(other, at)).watch, [address(new)]);
+            assert!(apply(&mut machine, said(new, at)).forget.is_empty(), "the old address can't be reached");
+        }
+        assert!(apply(&mut machine, answered(12, view(6380, 2))).changed, "a failover is noticed");
     }
 
     #[test]

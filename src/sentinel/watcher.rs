@@ -21,6 +21,7 @@ use crate::backoff::Backoff;
 use crate::broker::SentinelStatus;
 use crate::config::Address;
 use crate::metrics::Metrics;
+use crate::repeats::Repeats;
 use crate::secret::Credentials;
 use crate::tasks::Tasks;
 
@@ -75,6 +76,9 @@ struct Known {
     cancel: CancellationToken,
     reachable: bool,
     reason: Option<String>,
+    repeats: Repeats,
+    /// Whether the log has said that it can't be used, and so shall say that it answers.
+    said_lost: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -167,7 +171,13 @@ impl Shared {
 
     fn watch(self: Arc<Self>, address: Address) {
         let cancel = self.tasks.end().child_token();
-        let known = Known { cancel: cancel.clone(), reachable: false, reason: None };
+        let known = Known {
+            cancel: cancel.clone(),
+            reachable: false,
+            reason: None,
+            repeats: Repeats::default(),
+            said_lost: true,
+        };
         lock(&self.sentinels).insert(address.clone(), known);
         self.tasks.clone().spawn_vital("watcher", &cancel.clone(), async move {
             cancel.run_until_cancelled(self.converse(&address)).await;
@@ -272,12 +282,8 @@ impl Shared {
             _ => String::new(),
         };
         let (event, details) = (text(0), text(1));
-        let ours = event.ends_with("tilt") || details.split(' ').any(|word| word == self.master_name);
-        if !ours {
-            return;
-        }
-        let about_master = details.starts_with(&format!("master {} ", self.master_name));
-        if about_master && matches!(event.as_str(), "+odown" | "+try-failover") {
+        let Some(about) = About::parse(&event, &details, &self.master_name) else { return };
+        if matches!(event.as_str(), "+odown" | "+try-failover") {
             let mut logged = lock(&self.failover_logged);
             let now = Instant::now();
             if logged.is_none_or(|at| now.saturating_duration_since(at) > ALERT) {
@@ -285,11 +291,14 @@ impl Shared {
                 info!(master = %self.master_name, %event, "failover begun");
             }
         }
-        // A replica that some Sentinel finds dead or alive again moves nobody; all else might.
-        if !matches!(event.as_str(), "+sentinel" | "+tilt" | "-tilt") {
-            self.alarm.notify_one();
+        match about {
+            About::Master => {
+                self.alarm.notify_one();
+                self.alert();
+            }
+            // Worth a question, but it moves nobody.
+            About::Others => self.hints.send_modify(|count| *count += 1),
         }
-        self.alert();
     }
 
     async fn ask(&self, connection: &mut MultiplexedConnection) -> Result<View, AskError> {
@@ -350,8 +359,15 @@ impl Shared {
             return;
         }
         match &reason {
-            Some(reason) => warn!(%address, %reason, "Sentinel can't be used, trying again"),
-            None => info!(%address, "Sentinel answers"),
+            Some(reason) => {
+                let again = known.repeats.note(Instant::now(), reason);
+                known.said_lost |= again.is_some();
+                if let Some(again) = again {
+                    warn!(%address, %reason, "Sentinel can't be used, trying again{again}");
+                }
+            }
+            None if std::mem::take(&mut known.said_lost) => info!(%address, "Sentinel answers"),
+            None => {}
         }
         known.reachable = problem.is_none();
         known.reason = reason;
@@ -383,6 +399,33 @@ impl Shared {
     }
 }
 
+/// What an event is about, where it concerns the master that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum About {
+    /// The master itself, or who it is.
+    Master,
+    /// Its replicas, other Sentinels, or the Sentinel that says so.
+    Others,
+}
+
+impl About {
+    /// Reads `<type> <name> <ip> <port> [@ <master> <ip> <port>]`, or for `+switch-master` the master's name and two
+    /// addresses (Redis documentation, "Sentinel API: Pub/Sub messages").
+    fn parse(event: &str, details: &str, master: &str) -> Option<Self> {
+        let words: Vec<&str> = details.split(' ').collect();
+        match (event, words.as_slice()) {
+            ("+tilt" | "-tilt", _) => Some(Self::Others),
+            ("+switch-master", [name, ..]) => (*name == master).then_some(Self::Master),
+            (_, ["master", name, ..]) => (*name == master).then_some(Self::Master),
+            (_, [_, _, _, _, "@", name, ..]) if *name == master => match event {
+                "+promoted-slave" | "+config-update-from" => Some(Self::Master),
+                _ => Some(Self::Others),
+            },
+            _ => None,
+        }
+    }
+}
+
 fn row_address(row: &HashMap<String, String>) -> Option<Address> {
     let host = row.get("ip").filter(|host| !host.is_empty())?;
     let port = row.get("port")?.parse().ok().filter(|port| *port != 0)?;
@@ -392,4 +435,27 @@ fn row_address(row: &HashMap<String, String>) -> Option<Address> {
 fn row_down(row: &HashMap<String, String>) -> bool {
     let flags = row.get("flags").map(String::as_str).unwrap_or_default();
     flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_concerns_our_master_is_heard_and_only_the_master_alarms() {
+        let about = |event: &str, details: &str| About::parse(event, details, "mymaster");
+        let at = "@ mymaster 10.0.0.1 6379";
+        assert_eq!(about("+sdown", "master mymaster 10.0.0.1 6379"), Some(About::Master));
+        assert_eq!(about("+switch-master", "mymaster 10.0.0.1 6379 10.0.0.2 6379"), Some(About::Master));
+        assert_eq!(about("+promoted-slave", &format!("slave 10.0.0.2:6379 10.0.0.2 6379 {at}")), Some(About::Master));
+        assert_eq!(about("+sdown", &format!("slave 10.0.0.2:6379 10.0.0.2 6379 {at}")), Some(About::Others));
+        assert_eq!(about("-sdown", &format!("sentinel 4f1e 10.0.0.3 26379 {at}")), Some(About::Others));
+        assert_eq!(about("+tilt", "#tilt mode entered"), Some(About::Others));
+        assert_eq!(about("+sdown", "master other 10.0.0.1 6379"), None);
+        assert_eq!(
+            about("+sdown", "slave mymaster 10.0.0.2 6379 @ other 10.0.0.1 6379"),
+            None,
+            "a replica of that name"
+        );
+    }
 }

@@ -7,7 +7,7 @@
 //! Nothing is taken from a tag that is not known. A hello alone makes nobody known: a replica that lags by an
 //! hour replays the hellos of nodes that died; they can't answer a question that is asked now.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const IMPATIENCE: Duration = Duration::from_millis(250);
 /// So many may be lost within [`LATELY`] before patience wears thin.
 const FEW: usize = 3;
+/// What was seen longer ago than this says nothing about now.
+const LOOKED: Duration = Duration::from_secs(1);
 const LATELY: Duration = Duration::from_secs(60);
 /// After the first link is synced, for so long nobody is declared absent: the others have not said hello yet.
 const INTRODUCTION: Duration = Duration::from_millis(500);
@@ -39,8 +41,8 @@ pub struct Peers {
 
 #[derive(Debug, Default)]
 struct Inner {
-    known: HashMap<Tag, Peer>,
-    asked: HashMap<Tag, (u64, Instant)>,
+    known: BTreeMap<Tag, Peer>,
+    asked: BTreeMap<Tag, (u64, Instant)>,
     /// When nodes were lost lately.
     lost: VecDeque<Instant>,
     listening: Option<Instant>,
@@ -57,8 +59,12 @@ struct Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Absence {
     None,
-    /// Since when on no server, and how long that may be a new connection under way.
-    Missing(Instant, Duration),
+    /// Since when on no server, when that was seen last, and how long it may be a new connection under way.
+    Missing {
+        since: Instant,
+        seen: Instant,
+        patience: Duration,
+    },
     /// For too long: its sessions are not waited for.
     Lost,
 }
@@ -181,6 +187,16 @@ impl Peers {
         self.read().known.keys().copied().collect()
     }
 
+    /// A server has all the subscriptions of these nodes.
+    pub fn present(&self, tags: &HashSet<Tag>) {
+        let is_back = |(tag, peer): (&Tag, &Peer)| peer.absence != Absence::None && tags.contains(tag);
+        if self.read().known.iter().any(is_back) {
+            let mut inner = self.write();
+            let back = inner.known.iter_mut().filter(|(tag, _)| tags.contains(tag));
+            back.for_each(|(_, peer)| peer.absence = Absence::None);
+        }
+    }
+
     /// Whether servers on which these nodes have all their subscriptions speak for everybody: who has none there is
     /// not subscribed anywhere else either. It takes note of who is missing.
     pub fn speak_for_all(&self, now: Instant, covered: &HashSet<Tag>, every_server_asked: bool) -> bool {
@@ -195,10 +211,19 @@ impl Peers {
         for (tag, peer) in known {
             match peer.absence {
                 _ if covered.contains(tag) => peer.absence = Absence::None,
-                Absence::None if every_server_asked => peer.absence = Absence::Missing(now, patience),
-                Absence::Missing(since, patience) if now.saturating_duration_since(since) >= patience => {
+                Absence::None if every_server_asked => {
+                    peer.absence = Absence::Missing { since: now, seen: now, patience };
+                }
+                // Nobody looked for a while: it may have been back in between.
+                Absence::Missing { seen, .. } if now.saturating_duration_since(seen) > LOOKED => {
+                    peer.absence = Absence::Missing { since: now, seen: now, patience };
+                }
+                Absence::Missing { since, patience, .. } if now.saturating_duration_since(since) >= patience => {
                     peer.absence = Absence::Lost;
                     lost.push_back(now);
+                }
+                Absence::Missing { since, patience, .. } => {
+                    peer.absence = Absence::Missing { since, seen: now, patience };
                 }
                 _ => {}
             }
@@ -251,8 +276,11 @@ mod tests {
         for tag in 2..=4 {
             meet(tag, now);
             assert!(!all(&[1], now));
-            assert!(!all(&[1], now + PATIENCE / 2));
-            now += PATIENCE;
+            for _ in 0..9 {
+                now += PATIENCE / 10;
+                assert!(!all(&[1], now));
+            }
+            now += PATIENCE / 10;
             assert!(all(&[1], now));
         }
         meet(5, now);

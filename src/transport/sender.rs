@@ -206,7 +206,7 @@ pub struct Sender<R> {
     log: BTreeMap<Number, Pending<R>>,
     /// For each receiver and sender, what is unsettled between them, in order.
     lanes: HashMap<(Uuid, Uuid), VecDeque<Number>>,
-    searches: HashMap<Uuid, Search>,
+    searches: BTreeMap<Uuid, Search>,
     rounds: u64,
     links: Vec<Link>,
     up: Links,
@@ -237,7 +237,7 @@ impl<R> Sender<R> {
             bytes: 0,
             log: BTreeMap::new(),
             lanes: HashMap::new(),
-            searches: HashMap::new(),
+            searches: BTreeMap::new(),
             rounds: 0,
             links: (0..MAX_LINKS).map(|_| Link::default()).collect(),
             up: 0,
@@ -486,6 +486,7 @@ impl<R> Sender<R> {
                     let (clients, present) = counts.split_at(questions.len());
                     let present: HashSet<Tag> =
                         nodes.iter().zip(present).filter(|(_, count)| **count > 0).map(|(tag, _)| *tag).collect();
+                    self.peers.present(&present);
                     for (question, count) in questions.into_iter().zip(clients) {
                         self.counted(now, link, question, *count, &present, actions);
                     }

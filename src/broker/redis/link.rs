@@ -49,7 +49,9 @@ pub struct Link {
     pub(super) dirty_wake: Notify,
     /// There is reason to try again now.
     hurry: Notify,
-    pub(super) repeats: Mutex<Repeats>,
+    repeats: Mutex<Repeats>,
+    /// Whether the log has said that it is lost, and so shall say that it is back.
+    said_lost: AtomicBool,
     over: AtomicBool,
 }
 
@@ -77,6 +79,7 @@ impl Link {
             dirty_wake: Notify::new(),
             hurry: Notify::new(),
             repeats: Mutex::default(),
+            said_lost: AtomicBool::new(true),
             over: AtomicBool::new(false),
         }
     }
@@ -134,8 +137,8 @@ impl Link {
             let began = Instant::now();
             let attempt = Attempt { link: &self, shared: &shared };
             let ended = cancel.run_until_cancelled(attempt.run()).await;
-            self.note_loss(&shared, ended.as_ref());
-            shared.link_lost(&self);
+            let was = self.note_loss(&shared, ended.as_ref());
+            shared.link_lost(&self, was);
             let Some(reason) = ended else { break };
             most = if reason.is_refusal() { PAUSE_REFUSED } else { PAUSE_MOST };
             if began.elapsed() >= HELD {
@@ -162,6 +165,11 @@ impl Link {
         self.over.store(true, Ordering::Release);
     }
 
+    /// Whether the log is to say that the link is synced: at first, and when it has said that it was lost.
+    pub(super) fn is_news_that_synced(&self) -> bool {
+        self.said_lost.swap(false, Ordering::Relaxed)
+    }
+
     /// There is reason to try again at once: the Sentinels say that the server lives, or that it is master.
     pub fn hurry(&self) {
         if self.stage() == LinkState::Connecting {
@@ -169,19 +177,21 @@ impl Link {
         }
     }
 
-    /// Resets the state, and says so in the log: once, and then ever more seldom for the same reason.
-    fn note_loss(&self, shared: &Shared, reason: Option<&ConnectionError>) {
+    /// Resets the state, returns what it was, and says so in the log: once, and then ever more seldom for the same reason.
+    fn note_loss(&self, shared: &Shared, reason: Option<&ConnectionError>) -> LinkState {
         let mut state = lock(&self.state);
         let was = state.stage;
         *state = State { stage: LinkState::Connecting, role: None, reason: reason.map(ToString::to_string) };
         drop(state);
         self.show(shared, LinkState::Connecting);
-        let Some(reason) = reason else { return };
+        let Some(reason) = reason else { return was };
         let address = self.address.to_string();
         shared.metrics.link_failures.with_label_values(&[&address]).inc();
         if let Some(again) = lock(&self.repeats).note(Instant::now(), &reason.to_string()) {
             warn!(%address, ?was, %reason, "link to Redis lost, connecting again{again}");
+            self.said_lost.store(true, Ordering::Relaxed);
         }
+        was
     }
 
     fn show(&self, shared: &Shared, stage: LinkState) {
