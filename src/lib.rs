@@ -1,14 +1,14 @@
 //! Texto: a gateway that carries messages between WebSocket clients over Redis, and keeps its word
 //! while servers die.
 //!
-//! Data flows one way: socket → [`session`] → [`protocol`] → [`broker`] → Redis → [`broker`] →
+//! Data flows one way: socket → [`session`] → [`protocol`] → [`broker`] → [`transport`] → Redis → [`transport`] →
 //! [`registry`] → [`outbox`] → [`session`] → socket.
 //!
 //! Invariants, absences too:
 //! - Only [`protocol`] knows the JSON of a frame. Only [`broker::redis`] and [`sentinel`] know Redis.
 //! - Nothing in [`registry`] and [`outbox`] awaits; nothing there can be filled without bound.
 //! - Every `send` is answered once: the duty is a value ([`outbox::ReplyTo`]) that answers when dropped.
-//! - [`broker::redis::publisher`] and [`sentinel::machine`] decide without sockets and without a clock.
+//! - [`transport`] and [`sentinel::machine`] decide without sockets and without a clock.
 //! - Nothing is global, but for the log: two gateways live in one process.
 //! - Every wait on the network has a deadline, and every task belongs to [`tasks`], which a drain waits for.
 //! - Nobody but the thread of [`logging`] waits for standard error.

@@ -16,7 +16,7 @@ pub mod sender;
 #[cfg(test)]
 mod simulation;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -144,7 +144,9 @@ impl<R> Transport<R> {
                     }
                 }
             }
-            (Some(Channel::Node(_)), Frame::Receipts(receipts)) => {
+            (Some(Channel::Node(_)), Frame::Receipts(tag, receipts)) => {
+                // Wherever it is subscribed or not: it took a message a moment ago.
+                self.peers.present(&HashSet::from([tag]));
                 self.sender().receipts(now, &receipts, actions);
                 Arrived::Control
             }

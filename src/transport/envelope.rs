@@ -121,8 +121,8 @@ pub struct Hello {
 pub enum Frame<'a> {
     /// A message for a client.
     Message(Envelope<'a>),
-    /// What became of messages of the node whose channel this came on.
-    Receipts(Vec<(Number, Decision)>),
+    /// What became of messages of the node whose channel this came on, by the word of another.
+    Receipts(Tag, Vec<(Number, Decision)>),
     /// A sign of life, to everybody.
     Hello(Tag, Hello),
     /// Are you alive? A replayed hello can't answer.
@@ -267,7 +267,10 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Foreign> {
                 };
                 Ok((number, decision))
             };
-            rest.chunks_exact(RECEIPT).map(receipt).collect::<Result<_, _>>().map(Frame::Receipts)
+            rest.chunks_exact(RECEIPT)
+                .map(receipt)
+                .collect::<Result<_, _>>()
+                .map(|receipts| Frame::Receipts(tag, receipts))
         }
         HELLO => Ok(Frame::Hello(tag, fields.hello()?)),
         ASK => Ok(Frame::Ask(tag, fields.u64()?)),
@@ -317,7 +320,7 @@ mod tests {
             let given = vec![(number, Decision::Taken), (previous, Decision::Full), (floor, Decision::Absent)];
             let said = Hello { floor, writes: VERSION, reads: VERSION, name: text.clone() };
             for (bytes, frame) in [
-                (receipts(tag, &given), Frame::Receipts(given)),
+                (receipts(tag, &given), Frame::Receipts(tag, given)),
                 (hello(tag, floor, &text), Frame::Hello(tag, said.clone())),
                 (ask(tag, number), Frame::Ask(tag, number)),
                 (answer(tag, number, floor, &text), Frame::Answer(tag, number, said)),

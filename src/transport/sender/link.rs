@@ -1,0 +1,52 @@
+//! Owns what a link is to send, and what its server has yet to answer.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::transport::envelope::{Channel, Number, Tag};
+
+/// What a link is to do and has not been answered.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) up: bool,
+    /// Messages from here on have not been given to it, as far as it carries.
+    pub(super) cursor: Number,
+    /// Messages below had been published when it began to carry.
+    pub(super) catches_up_to: Number,
+    pub(super) again: VecDeque<Number>,
+    pub(super) control: VecDeque<(Channel, Bytes)>,
+    pub(super) questions: Vec<Question>,
+    pub(super) flight: VecDeque<Sent>,
+    pub(super) flight_bytes: usize,
+    pub(super) busy_since: Option<Instant>,
+    pub(super) suspect: bool,
+    /// How long it takes to answer of late.
+    pub(super) trip: Duration,
+    /// Counts of subscribers by pattern: they listen to everything and are nobody.
+    pub(super) strangers: u64,
+}
+
+/// A receiver, and the round of its search.
+pub(super) type Question = (Uuid, u64);
+
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) what: What,
+    pub(super) bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum What {
+    Message(Number),
+    Control,
+    Count { questions: Vec<Question>, nodes: Vec<Tag> },
+}
+
+impl Link {
+    pub(super) fn owes(&self) -> bool {
+        !self.flight.is_empty() || !self.again.is_empty() || !self.control.is_empty() || !self.questions.is_empty()
+    }
+}
