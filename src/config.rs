@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Given, ServeArgs};
 use crate::client_address::TrustedProxies;
-use crate::secret::{Credentials, Secret};
+use crate::secret::{Credentials, Password};
 use crate::variables::{LOG, Variables};
 
 /// Descriptors that are not for clients: listeners, links to Redis and Sentinels, health requests.
@@ -421,16 +422,15 @@ impl Check<'_> {
                 self.errors.push(format!("{name} and {name}_FILE exclude each other: set one of them"));
                 return None;
             }
-            (Some(value), None) => Some(Secret::new(value)),
-            (None, Some(path)) => match std::fs::read_to_string(path) {
-                Ok(text) if text.trim().is_empty() => {
-                    self.errors.push(format!("--{peer}-password-file ({name}_FILE): the file {path:?} is empty"));
-                    return None;
-                }
-                Ok(text) => Some(Secret::new(text.trim_end_matches(['\r', '\n']))),
+            (Some(value), None) => Some(Password::fixed(value)),
+            (None, Some(path)) => match Password::from_file(Path::new(path)) {
+                Ok(password) => Some(password),
                 Err(error) => {
-                    self.errors
-                        .push(format!("--{peer}-password-file ({name}_FILE): can't read the file {path:?}: {error}"));
+                    let problem = match error.kind() {
+                        std::io::ErrorKind::InvalidData => format!("the file {path:?} is empty, or no text"),
+                        _ => format!("can't read the file {path:?}: {error}"),
+                    };
+                    self.errors.push(format!("--{peer}-password-file ({name}_FILE): {problem}"));
                     return None;
                 }
             },
@@ -659,7 +659,7 @@ mod tests {
         let path = file.path().to_str().unwrap();
         let read = config(&["--redis", "r:6379", "--redis-password-file", path], &[]).unwrap();
         let BrokerConfig::Redis(redis) = read.broker else { panic!("not Redis") };
-        assert_eq!(redis.credentials.password, Some(Secret::new("hunter3")));
+        assert_eq!(redis.credentials.password.unwrap().current().expose(), "hunter3");
         std::fs::write(file.path(), "\r\n").unwrap();
         let empty = config(&["--redis", "r:6379", "--redis-password-file", path], &[]).unwrap_err();
         assert!(empty.contains("is empty"), "{empty}");

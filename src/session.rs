@@ -18,6 +18,8 @@ use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
 const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a draining session waits for answers that are due: as long as they take by default.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// Answers that are due for longer than this won't come in a moment: requests are read again, and refused at once.
+const REFUSE_AFTER: Duration = Duration::from_millis(250);
 /// The gateway's own close code for a client that does not answer pings.
 const SILENT: u16 = 4000;
 /// How long a session rests before it gives memory back.
@@ -191,11 +193,12 @@ impl Session {
                 return end;
             }
             let timer = self.next_timer();
+            let reads = self.draining.is_none_or(|since| since.elapsed() >= REFUSE_AFTER);
             let Some(socket) = self.socket.as_mut() else { return End::Broken };
             let event = tokio::select! {
                 () = self.outbox.changed() => Event::Outbox,
-                // A draining session takes no more requests; they stay unread and unanswered.
-                incoming = socket.next(), if self.draining.is_none() => Event::Incoming(incoming),
+                // A draining session takes no more requests; they stay unread, for the end comes in a moment.
+                incoming = socket.next(), if reads => Event::Incoming(incoming),
                 () = sleep_until(timer.into()) => Event::Timer,
             };
             let end = match event {
@@ -213,7 +216,10 @@ impl Session {
         let grown = self.socket.as_ref().is_some_and(Socket::is_grown);
         let compact = grown.then(|| self.heard + COMPACT_AFTER).filter(|at| *at > Instant::now());
         let ping = self.heard + self.context.limits.ping_interval * if self.pinged { 2 } else { 1 };
-        let drain = self.draining.map(|since| since + ANSWER_PATIENCE);
+        let drain = self.draining.map(|since| {
+            let refuse = since + REFUSE_AFTER;
+            if refuse > Instant::now() { refuse } else { since + ANSWER_PATIENCE }
+        });
         [Some(ping), compact, drain].into_iter().flatten().min().unwrap_or(ping)
     }
 
@@ -257,6 +263,10 @@ impl Session {
         match protocol::decode(text, self.client, self.context.limits.max_text_bytes) {
             Ok(Request::Notice) => Ok(()),
             Ok(Request::Registration { id }) => self.write_reply(id, &Reply::Connection).await,
+            Ok(Request::Send { id, .. }) if self.draining.is_some() => {
+                let reason = "this node is about to close this connection: send it again by another";
+                self.refuse(Some(id), ErrorCode::EBroker, reason).await
+            }
             Ok(Request::Send { id, .. }) if self.unanswered >= self.context.limits.max_unanswered => {
                 let most = self.context.limits.max_unanswered;
                 let reason = format!("{most} sends wait for their answer, which is the limit: wait for some");

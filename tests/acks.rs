@@ -395,3 +395,47 @@ async fn a_stranger_who_listens_to_every_channel_is_not_the_receiver() {
     let heard = tokio::time::timeout(LIMIT, stranger.on_message().next()).await.unwrap();
     assert!(heard.is_some(), "the stranger did not listen at all");
 }
+
+/// The next release is rolled out beside this one: it says what it reads, and appends what this one doesn't know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_the_next_version_is_named_and_disturbs_nobody() {
+    let two = Two::start(&[]).await;
+    let mut sender = Client::connect(two.senders.address).await.unwrap();
+    let mut receiver = Client::connect(two.receivers.address).await.unwrap();
+    let frame = |version: u8, kind: u8, rest: &[u8]| {
+        let tag = 4_711_u64.to_be_bytes();
+        [b"TXT".as_slice(), &[version, kind, 0, 0, 0], &tag, rest].concat()
+    };
+    let hello = [&1_u64.to_be_bytes()[..], &[2, 3], b"next"].concat();
+    let (mut asked, client) = {
+        let client = redis::Client::open(format!("redis://{}", two.redis.address())).unwrap();
+        (client.get_async_pubsub().await.unwrap(), client)
+    };
+    asked.subscribe(format!("texto:node:{:016x}", 4_711)).await.unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut publish = async |channel: String, payload: Vec<u8>| {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(channel).arg(payload).query_async::<u64>(&mut connection).await.unwrap()
+    };
+    publish("texto:nodes".to_owned(), frame(3, 3, &hello)).await;
+    // Both ask whether it lives, in a frame that it reads; it answers, with something behind the name.
+    for _ in 0..2 {
+        let question = tokio::time::timeout(LIMIT, asked.on_message().next()).await.unwrap().unwrap();
+        let question = question.get_payload::<Vec<u8>>().unwrap();
+        assert_eq!((question[3], question[4]), (2, 4), "{question:?}");
+        let asker = u64::from_be_bytes(question[8..16].try_into().unwrap());
+        let answer = [&question[16..24], &hello].concat();
+        assert_eq!(publish(format!("texto:node:{asker:016x}"), frame(2, 5, &answer)).await, 1);
+    }
+    for gateway in [&two.senders, &two.receivers] {
+        gateway.wait_for_log("\"node\":\"next\"", LIMIT).await.unwrap();
+    }
+    // Should it write its own version all the same, that is named, and not guessed at.
+    publish(format!("texto:{}", receiver.id), frame(3, 1, &[0; 100])).await;
+    publish("texto:nodes".to_owned(), frame(2, 99, &[])).await;
+    two.receivers.wait_for_log("another version of Texto", LIMIT).await.unwrap();
+    assert_eq!(sender.send(receiver.id, "undisturbed").await.unwrap(), Answer::Ack);
+    assert_eq!(receiver.receive().await.unwrap().1, "undisturbed");
+    let other = two.receivers.metric("texto_deliveries_total{result=\"other_version\"}").await;
+    assert_eq!(other, Some(2.0));
+}

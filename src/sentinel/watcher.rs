@@ -233,7 +233,7 @@ impl Shared {
             settings = settings.set_username(username);
         }
         if let Some(password) = &self.credentials.password {
-            settings = settings.set_password(password.expose());
+            settings = settings.set_password(password.current().expose());
         }
         let info: ConnectionInfo = ConnectionAddr::Tcp(address.host.clone(), address.port)
             .into_connection_info()

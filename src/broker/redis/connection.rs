@@ -14,7 +14,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use crate::config::Address;
-use crate::secret::Credentials;
+use crate::secret::{Credentials, Password};
 
 /// A reply longer than this is not Redis speaking: no message comes near it.
 const MAX_REPLY: usize = 64 * 1024 * 1024;
@@ -320,7 +320,8 @@ pub async fn open(
     let mut writer = Writer { stream: write, limit };
 
     let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
-    if let Some(password) = &credentials.password {
+    let password = credentials.password.as_ref().map(Password::current);
+    if let Some(password) = &password {
         let username = credentials.username.as_deref().unwrap_or("default");
         hello.extend([b"AUTH".as_slice(), username.as_bytes(), password.expose().as_bytes()]);
     }
