@@ -93,6 +93,8 @@ enum AskError {
     UnknownMaster(String),
     #[error("it refused the credentials ({0}): check TEXTO_SENTINEL_USERNAME and TEXTO_SENTINEL_PASSWORD or its _FILE")]
     Refused(String),
+    #[error("this is a Redis, not a Sentinel: give a Sentinel's address, or this one to --redis (TEXTO_REDIS)")]
+    Redis,
     #[error("no answer within {0:?}")]
     Silent(Duration),
     #[error("its answer makes no sense: {0}")]
@@ -346,6 +348,7 @@ impl Shared {
             Err(AskError::Other(text)) if text.contains("No such master") => {
                 Err(AskError::UnknownMaster(self.master_name.clone()))
             }
+            Err(AskError::Other(text)) if text.to_lowercase().contains("unknown command") => Err(AskError::Redis),
             other => other,
         }
     }

@@ -1,0 +1,171 @@
+//! What operators of Redis do to a link: errors, missing rights, rotated passwords, one name for several servers.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use texto_lab::client::{Answer, Client};
+use texto_lab::gateway::Gateway;
+use texto_lab::process::{free_port, until};
+use texto_lab::redis_server::RedisServer;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_texto"))
+}
+
+async fn redis(folder: &TempDir, options: &[&str]) -> RedisServer {
+    RedisServer::start("127.0.0.1", folder.path(), options, None).await.unwrap()
+}
+
+/// Waits until `/readyz` fails for a reason that contains all of `parts`.
+async fn fails_because(gateway: &Gateway, parts: &[&str]) {
+    let outcome = until("the reason is named", LIMIT, async || {
+        let health = gateway.health().await.ok()?;
+        let output = health["checks"]["broker"][0]["output"].as_str()?.to_owned();
+        (health["status"] == "fail" && parts.iter().all(|part| output.contains(part))).then_some(())
+    });
+    if let Err(error) = outcome.await {
+        panic!("{parts:?}: {error}: {:#}", gateway.health().await.unwrap_or_default());
+    }
+}
+
+async fn failures(gateway: &Gateway, redis: &RedisServer) -> f64 {
+    let name = format!("texto_link_failures_total{{address=\"{}\"}}", redis.address());
+    gateway.metric(&name).await.unwrap_or(0.0)
+}
+
+/// One heartbeat after the other is answered on both connections.
+async fn beats(gateway: &Gateway, redis: &RedisServer, count: f64) {
+    let name = format!("texto_heartbeat_seconds_count{{address=\"{}\"}}", redis.address());
+    let before = gateway.metric(&name).await.unwrap_or(0.0);
+    until("heartbeats are answered", LIMIT, async || (gateway.metric(&name).await? >= before + count).then_some(()))
+        .await
+        .unwrap();
+}
+
+/// PING is answered MISCONF then, and nothing is wrong with pub/sub.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_cannot_save_carries_messages_all_the_same() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &["--stop-writes-on-bgsave-error", "yes", "--save", "3600 1"]).await;
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    // Where the file should go is a folder.
+    let dump: Vec<String> = redis.command(&["CONFIG", "GET", "dir"]).await.unwrap();
+    std::fs::create_dir(Path::new(&dump[1]).join("dump.rdb")).unwrap();
+    redis.command::<()>(&["SET", "something", "changed"]).await.unwrap();
+    redis.command::<String>(&["BGSAVE"]).await.unwrap();
+    until("it refuses PING", LIMIT, async || redis.command::<String>(&["PING"]).await.is_err().then_some(()))
+        .await
+        .unwrap();
+    beats(&gateway, &redis, 20.0).await;
+    assert_eq!(failures(&gateway, &redis).await, 0.0);
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    assert_eq!(client.send(client.id, "to myself").await.unwrap(), Answer::Ack);
+    let began = Instant::now();
+    assert_eq!(client.send(Uuid::new_v4(), "?").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_rights_are_named_with_their_mend_before_anybody_is_connected() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &[]).await;
+    let all = "+publish +subscribe +unsubscribe +pubsub|numsub +role +hello +auth +client|setname";
+    let user = |rights: &str| format!("resetchannels {rights}");
+    for (rights, parts) in [
+        (user(&format!("{all} -publish &texto:*")), ["PUBLISH", "ACL SETUSER texto +publish"]),
+        (user(&format!("{all} -subscribe &texto:*")), ["SUBSCRIBE", "ACL SETUSER texto +subscribe"]),
+        (user(&format!("{all} -role &texto:*")), ["ROLE", "ACL SETUSER texto +role"]),
+        (user(&all.replace(" +pubsub|numsub", " &texto:*")), ["PUBSUB NUMSUB", "ACL SETUSER texto +pubsub|numsub"]),
+        (user(&format!("{all} &other:*")), ["SUBSCRIBE", "ACL SETUSER texto &texto:*"]),
+    ] {
+        let mut words = vec!["ACL", "SETUSER", "texto", "reset", "on", ">secret"];
+        words.extend(rights.split(' '));
+        redis.command::<()>(&words).await.unwrap();
+        let variables = [("TEXTO_REDIS_PASSWORD", "secret"), ("TEXTO_REDIS_USERNAME", "texto")];
+        let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &variables).await.unwrap();
+        fails_because(&gateway, &parts).await;
+        assert!(failures(&gateway, &redis).await < 20.0, "it is not hammered");
+    }
+    // As the README has it.
+    let mut words = vec!["ACL", "SETUSER", "texto", "reset", "on", ">secret", "resetchannels", "&texto:*"];
+    words.extend(all.split(' '));
+    redis.command::<()>(&words).await.unwrap();
+    let variables = [("TEXTO_REDIS_PASSWORD", "secret"), ("TEXTO_REDIS_USERNAME", "texto")];
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &variables).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    assert_eq!(client.send(client.id, "to myself").await.unwrap(), Answer::Ack);
+    assert_eq!(client.send(Uuid::new_v4(), "?").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_rotated_in_redis_and_in_its_file_is_not_noticed() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &[]).await;
+    let file = folder.path().join("password");
+    std::fs::write(&file, "old\n").unwrap();
+    let set = async |words: &[&str]| {
+        let words = [&["ACL", "SETUSER", "texto", "on", "+@all", "&*"], words].concat();
+        redis.command::<()>(&words).await.unwrap();
+    };
+    set(&[">old"]).await;
+    let path = file.to_str().unwrap().to_owned();
+    let variables = [("TEXTO_REDIS_PASSWORD_FILE", path.as_str()), ("TEXTO_REDIS_USERNAME", "texto")];
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &variables).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    set(&[">new"]).await;
+    std::fs::write(&file, "new\r\n").unwrap();
+    set(&["<old"]).await;
+    assert_eq!(client.send(client.id, "undisturbed").await.unwrap(), Answer::Ack);
+    assert_eq!(failures(&gateway, &redis).await, 0.0);
+    redis.command::<()>(&["CLIENT", "KILL", "USER", "texto"]).await.unwrap();
+    until("it is connected anew", LIMIT, async || (failures(&gateway, &redis).await > 0.0).then_some(()))
+        .await
+        .unwrap();
+    assert_eq!(client.send(client.id, "with the new one").await.unwrap(), Answer::Ack);
+    assert_eq!(failures(&gateway, &redis).await, 1.0, "the new one was taken at once");
+}
+
+/// A Kubernetes Service, or a proxy, in front of a master and its replica.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_for_several_servers_is_named_and_nobody_is_let_in() {
+    let (one, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let servers = [redis(&one, &[]).await, redis(&other, &[]).await];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let targets = servers.each_ref().map(RedisServer::address);
+    let proxy = tokio::spawn(async move {
+        for target in targets.iter().cycle() {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let Ok(mut upstream) = TcpStream::connect(target).await else { return };
+            tokio::spawn(async move { copy_bidirectional(&mut stream, &mut upstream).await.ok() });
+        }
+    });
+    let gateway = Gateway::start(binary(), &["--redis", &address], &[]).await.unwrap();
+    fails_because(&gateway, &["different servers", "--sentinels"]).await;
+    proxy.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sentinel_given_for_a_redis_is_called_one() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &[]).await;
+    let second = TempDir::new().unwrap();
+    let config = format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", redis.port);
+    let port = free_port().unwrap();
+    let sentinel = RedisServer::start_sentinel("127.0.0.1", port, second.path(), &config, None).await.unwrap();
+    let gateway = Gateway::start(binary(), &["--redis", &sentinel.address()], &[]).await.unwrap();
+    fails_because(&gateway, &["is a Sentinel", "--sentinels"]).await;
+    let gateway = Gateway::start(binary(), &["--sentinels", &redis.address()], &[]).await.unwrap();
+    fails_because(&gateway, &["is a Redis", "--redis"]).await;
+}
