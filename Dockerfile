@@ -2,19 +2,22 @@
 FROM rust:1.95.0-bookworm AS build
 LABEL texto.stage=build
 WORKDIR /texto
+# An arm64 kernel may have pages of 4, 16 or 64 KiB, and jemalloc must be built for the largest that it will meet
+# (2^16); elsewhere they are 4 KiB.
+RUN echo "export JEMALLOC_SYS_WITH_LG_PAGE=$([ "$(uname -m)" = aarch64 ] && echo 16 || echo 12)" > /etc/texto-build
 COPY Cargo.toml Cargo.lock ./
 COPY lab/Cargo.toml lab/
 RUN mkdir -p src lab/src \
     && echo 'fn main() {}' > src/main.rs \
     && touch src/lib.rs lab/src/lib.rs \
-    && cargo build --release --locked \
+    && . /etc/texto-build && cargo build --release --locked \
     && rm -r src lab/src
 COPY src src
 COPY web web
 COPY lab/src lab/src
 # What cargo compiled above must look older than what it has to compile now.
 RUN find src lab/src -name '*.rs' -exec touch {} + \
-    && cargo build --release --locked \
+    && . /etc/texto-build && cargo build --release --locked \
     && cp target/release/texto /usr/local/bin/texto
 
 FROM debian:bookworm-slim
@@ -22,5 +25,6 @@ COPY --from=build /usr/local/bin/texto /usr/local/bin/texto
 USER 10001:10001
 EXPOSE 8398 9398
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=10s --retries=3 CMD ["texto", "healthcheck"]
+# Liveness: whoever restarts unhealthy containers must not do so while Redis is away, or while this one drains.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=10s --retries=3 CMD ["texto", "healthcheck", "--path", "/livez"]
 ENTRYPOINT ["texto"]

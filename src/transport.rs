@@ -20,7 +20,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use self::envelope::{Channel, Decision, Foreign, Frame, Hello, Number, Tag};
@@ -210,8 +209,7 @@ impl<R> Transport<R> {
         let mut sender = self.sender();
         for (side, everywhere) in [(&mut gathered.first, false), (&mut gathered.again, true)] {
             for (tag, receipts) in std::mem::take(side) {
-                let bytes: Bytes = envelope::receipts(self.peers.me(), &receipts);
-                sender.control(Channel::Node(tag), &bytes, everywhere, actions);
+                sender.receipt(tag, &receipts, everywhere, actions);
             }
         }
     }

@@ -41,6 +41,10 @@ function element(name, className, text) {
   return made;
 }
 
+/** Messages that the page shows at a time. */
+const MOST_MESSAGES = 500;
+let removed = 0;
+
 function addMessage({ peer, text, mine }) {
   const item = element("li", mine ? "message mine" : "message");
   const meta = element("p", "meta");
@@ -58,6 +62,13 @@ function addMessage({ peer, text, mine }) {
   const log = $("log");
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   log.append(item);
+  // A page that is left open for a day must not keep the whole of it.
+  while (log.childElementCount > MOST_MESSAGES) {
+    log.firstElementChild.remove();
+    removed += 1;
+  }
+  $("removed").hidden = removed === 0;
+  $("removed").textContent = `${removed} older ${removed === 1 ? "message is" : "messages are"} shown no more`;
   $("empty").hidden = true;
   if (mine || atEnd) log.scrollTop = log.scrollHeight;
   return { item, status };

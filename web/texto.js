@@ -11,10 +11,15 @@
 
 /** Milliseconds. */
 const FIRST_PAUSE = 250;
+/** After a connection that broke without a word: a node died, perhaps, and everybody else is coming back as well. */
+const BROKEN_PAUSE = 1_000;
 const LONGEST_PAUSE = 15_000;
 const GREETING_PATIENCE = 10_000;
 /** Longer than any server takes: it answers within its own send deadline. */
 const ANSWER_PATIENCE = 20_000;
+/** Silence after which the server is asked for a sign of life, and how long that may take. Browsers can't ping. */
+const QUIET = 10_000;
+const SIGN_PATIENCE = 5_000;
 /** How many received ids are remembered, to drop a message that comes twice. */
 const REMEMBERED = 2048;
 
@@ -47,9 +52,16 @@ function defaultUrl() {
 }
 
 export class Texto {
-  /** @param {string} [url] of the WebSocket; by default on the host of the page. */
-  constructor(url = defaultUrl()) {
+  /**
+   * @param {string} [url] of the WebSocket; by default on the host of the page.
+   * @param {{quiet?: number, signPatience?: number}} [times] milliseconds: silence after which the server is asked for
+   * a sign of life, and how long that may take before the connection is given up.
+   */
+  constructor(url = defaultUrl(), { quiet = QUIET, signPatience = SIGN_PATIENCE } = {}) {
     this.url = url;
+    this.quiet = quiet;
+    this.signPatience = signPatience;
+    this.watch = null;
     /** The id under which others reach this client; a new one with each connection. @type {?string} */
     this.clientId = null;
     /** "connecting" | "connected" | "waiting" | "closed" */
@@ -105,6 +117,7 @@ export class Texto {
       const timer = setTimeout(() => {
         this.unanswered.delete(id);
         reject(new TextoError("ETIMEOUT", "the server did not answer"));
+        this.drop(); // It answers every send: this connection leads nowhere.
       }, ANSWER_PATIENCE);
       this.unanswered.set(id, { resolve, reject, timer });
       this.write("send", id, { receiver_id: receiverId, text });
@@ -127,6 +140,7 @@ export class Texto {
     const patience = setTimeout(() => socket.close(), GREETING_PATIENCE);
     socket.onmessage = ({ data }) => {
       if (socket !== this.socket) return;
+      this.heard();
       let frame;
       try {
         frame = JSON.parse(data);
@@ -142,8 +156,26 @@ export class Texto {
     };
   }
 
+  /** Something came: the connection lives, for now. */
+  heard() {
+    clearTimeout(this.watch);
+    this.watch = setTimeout(() => {
+      this.write("registration", uuid(), null);
+      this.watch = setTimeout(() => this.drop(), this.signPatience);
+    }, this.quiet);
+  }
+
+  /** Gives up a connection that leads nowhere, without waiting for it to close. */
+  drop() {
+    const socket = this.socket;
+    if (!socket) return;
+    this.lost(1006);
+    socket.close();
+  }
+
   take({ kind, id, data }) {
     if (kind === "connection") {
+      if (this.state === "connected" && data.client_id === this.clientId) return; // The sign of life.
       this.clientId = data.client_id;
       // Only now is the connection known to be of use: a server that accepts and drops is not hammered.
       this.pause = FIRST_PAUSE;
@@ -166,6 +198,7 @@ export class Texto {
 
   lost(code) {
     this.socket = null;
+    clearTimeout(this.watch);
     for (const { reject, timer } of this.unanswered.values()) {
       clearTimeout(timer);
       reject(new TextoError("EDISCONNECTED", "the connection was lost before an answer; the message may have arrived"));
@@ -175,11 +208,12 @@ export class Texto {
       this.become("closed");
       return;
     }
-    // A node that drains or stops (1012, 1001) says so: another one is there, so go at once.
+    // A node that drains or stops (1012, 1001) says so, and spreads it itself: go soon. One that died did not. Full
+    // jitter, for thousands may be coming back at the same moment.
     const told = code === 1012 || code === 1001;
-    const most = told && this.pause === FIRST_PAUSE ? FIRST_PAUSE : this.pause;
-    const retryIn = Math.round(most * (0.5 + Math.random() / 2));
-    this.pause = Math.min(this.pause * 2, LONGEST_PAUSE);
+    const most = told ? this.pause : Math.max(this.pause, BROKEN_PAUSE);
+    const retryIn = Math.round(most * Math.random());
+    this.pause = Math.min(most * 2, LONGEST_PAUSE);
     this.timer = setTimeout(() => this.open(), retryIn);
     this.become("waiting", { retryIn });
   }

@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use self::link::{Link, Question, Sent, What};
 use self::search::Search;
-use super::envelope::{Channel, Decision, Number, OVERHEAD, Place, Tag};
+use super::envelope::{self, Channel, Decision, Number, OVERHEAD, Place, Tag};
 use super::peers::Peers;
 use crate::outbox::Outcome;
 
@@ -54,8 +54,11 @@ const PAUSE_FIRST: Duration = Duration::from_millis(5);
 /// What is sent again costs a token; each new message brings a tenth of one, and so does each of this.
 const TOKEN_EVERY: Duration = Duration::from_millis(5);
 const TOKENS: f64 = 500.0;
-/// Receipts and the like that wait for a link; the oldest go first.
-const CONTROL_MOST: usize = 16_384;
+/// Receipts for one node that wait for a link, and other words between nodes: what is dropped is asked for again.
+const RECEIPTS_MOST: usize = 65_536;
+const CONTROL_MOST: usize = 1024;
+/// Receipts in one PUBLISH.
+const RECEIPTS_AT_ONCE: usize = 4096;
 
 fn bit(link: LinkId) -> Links {
     1 << link
@@ -304,6 +307,21 @@ impl<R> Sender<R> {
         }
     }
 
+    /// Has receipts published on the channel of the node `tag`: on the links that carry messages, or on every one.
+    pub fn receipt(&mut self, tag: Tag, receipts: &[(Number, Decision)], everywhere: bool, actions: &mut Actions<R>) {
+        let on = if everywhere { self.up } else { self.carriers };
+        for link in links(on) {
+            let slot = &mut self.links[link];
+            let waiting = slot.receipts.entry(tag).or_default();
+            if waiting.len() < RECEIPTS_MOST {
+                waiting.extend_from_slice(receipts);
+            }
+            if slot.receipts_in_flight == 0 {
+                actions.wake |= bit(link);
+            }
+        }
+    }
+
     /// The same on one link.
     pub fn control_on(&mut self, link: LinkId, channel: Channel, bytes: Bytes, actions: &mut Actions<R>) {
         let slot = &mut self.links[link];
@@ -342,6 +360,19 @@ impl<R> Sender<R> {
             batch.push(Command::Control(channel, bytes));
             if sent(slot, What::Control, size) {
                 break;
+            }
+        }
+        if slot.receipts_in_flight == 0 {
+            let me = self.peers.me();
+            for (tag, mut receipts) in std::mem::take(&mut slot.receipts) {
+                if receipts.len() > RECEIPTS_AT_ONCE {
+                    slot.receipts.insert(tag, receipts.split_off(RECEIPTS_AT_ONCE));
+                }
+                let bytes = envelope::receipts(me, &receipts);
+                let size = bytes.len() + OVERHEAD;
+                batch.push(Command::Control(Channel::Node(tag), bytes));
+                slot.receipts_in_flight += 1;
+                sent(slot, What::Receipts, size);
             }
         }
         let full = |batch: &Vec<Command>, slot: &Link| {
@@ -434,6 +465,7 @@ impl<R> Sender<R> {
                     }
                 }
                 (What::Count { questions, .. }, _) => self.unasked(now, link, questions, actions),
+                (What::Receipts, _) => slot.receipts_in_flight -= 1,
                 (What::Control, _) => {}
             }
         }

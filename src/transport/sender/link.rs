@@ -1,12 +1,12 @@
 //! Owns what a link is to send, and what its server has yet to answer.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::transport::envelope::{Channel, Number, Tag};
+use crate::transport::envelope::{Channel, Decision, Number, Tag};
 
 /// What a link is to do and has not been answered.
 #[derive(Debug, Default)]
@@ -18,6 +18,10 @@ pub(super) struct Link {
     pub(super) catches_up_to: Number,
     pub(super) again: VecDeque<Number>,
     pub(super) control: VecDeque<(Channel, Bytes)>,
+    /// Receipts that wait for those before them to be answered: so they gather as long as the server takes, and cost
+    /// it one PUBLISH for many (as RFC 896 has it for TCP).
+    pub(super) receipts: BTreeMap<Tag, Vec<(Number, Decision)>>,
+    pub(super) receipts_in_flight: usize,
     pub(super) questions: Vec<Question>,
     pub(super) flight: VecDeque<Sent>,
     pub(super) flight_bytes: usize,
@@ -42,11 +46,16 @@ pub(super) struct Sent {
 pub(super) enum What {
     Message(Number),
     Control,
+    Receipts,
     Count { questions: Vec<Question>, nodes: Vec<Tag> },
 }
 
 impl Link {
     pub(super) fn owes(&self) -> bool {
-        !self.flight.is_empty() || !self.again.is_empty() || !self.control.is_empty() || !self.questions.is_empty()
+        !self.flight.is_empty()
+            || !self.again.is_empty()
+            || !self.control.is_empty()
+            || !self.receipts.is_empty()
+            || !self.questions.is_empty()
     }
 }
