@@ -30,7 +30,9 @@ const LATELY: Duration = Duration::from_secs(60);
 const INTRODUCTION: Duration = Duration::from_millis(500);
 /// Questions that wait for an answer.
 const MOST_ASKED: usize = 1024;
-const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// A question may find its node not subscribed yet: it is asked again after this, doubling, as long as there is reason.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+const ASK_AGAIN_MOST: Duration = Duration::from_secs(1);
 
 /// The nodes, as this one knows them.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub struct Peers {
 #[derive(Debug, Default)]
 struct Inner {
     known: BTreeMap<Tag, Peer>,
-    asked: BTreeMap<Tag, (u64, Instant)>,
+    asked: BTreeMap<Tag, Asked>,
     /// When nodes were lost lately.
     lost: VecDeque<Instant>,
     listening: Option<Instant>,
@@ -67,6 +69,13 @@ enum Absence {
     },
     /// For too long: its sessions are not waited for.
     Lost,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    nonce: u64,
+    at: Instant,
+    pause: Duration,
 }
 
 /// Whether a message may be looked at.
@@ -135,23 +144,25 @@ impl Peers {
             return None;
         }
         if inner.asked.len() >= MOST_ASKED {
-            inner.asked.retain(|_, (_, at)| now.saturating_duration_since(*at) < HELLO_EVERY);
+            inner.asked.retain(|_, asked| now.saturating_duration_since(asked.at) < HELLO_EVERY);
         }
         if inner.asked.len() >= MOST_ASKED {
             return None;
         }
-        let (nonce, at) = *inner.asked.entry(tag).or_insert((fastrand::u64(1..), now));
-        if at != now && now.saturating_duration_since(at) < ASK_AGAIN {
-            return None;
-        }
-        inner.asked.insert(tag, (nonce, now));
-        Some(nonce)
+        let new = Asked { nonce: fastrand::u64(1..), at: now, pause: ASK_AGAIN };
+        let asked = match inner.asked.get(&tag) {
+            None => new,
+            Some(asked) if now.saturating_duration_since(asked.at) < asked.pause => return None,
+            Some(asked) => Asked { at: now, pause: (asked.pause * 2).min(ASK_AGAIN_MOST), ..*asked },
+        };
+        inner.asked.insert(tag, asked);
+        Some(asked.nonce)
     }
 
     /// `tag` answered. Returns whether it is known from now on and was not before.
     pub fn answered(&self, now: Instant, tag: Tag, nonce: u64, hello: &Hello) -> bool {
         let mut inner = self.write();
-        if inner.asked.get(&tag).is_none_or(|(asked, _)| *asked != nonce) {
+        if inner.asked.get(&tag).is_none_or(|asked| asked.nonce != nonce) {
             return false;
         }
         inner.asked.remove(&tag);
@@ -174,7 +185,8 @@ impl Peers {
             own.floor = own.floor.max(floor);
         }
         inner.known.retain(|tag, peer| *tag == me || now.saturating_duration_since(peer.heard) < FORGET);
-        inner.asked.retain(|_, (_, at)| now.saturating_duration_since(*at) < FORGET);
+        // It is asked anew each time that it is heard of.
+        inner.asked.retain(|_, asked| now.saturating_duration_since(asked.at) < 2 * HELLO_EVERY);
     }
 
     /// A link of this node is synced: the others can be heard from now on.
