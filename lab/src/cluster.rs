@@ -63,7 +63,7 @@ pub struct Cluster {
     folder: TempDir,
 }
 
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(45);
 
 impl Cluster {
     /// Starts everything and waits until the Sentinels know everybody.
