@@ -2,20 +2,21 @@
 
 pub mod connection;
 pub mod envelope;
+pub mod fleet;
 pub mod link;
 pub mod publisher;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::envelope::{Ages, Envelope};
+use self::fleet::Fleet;
 use self::link::Link;
 use self::publisher::{Actions, LinkId, MAX_LINKS, Outgoing, Publisher, Times};
 use super::{Broker, BrokerStatus, LinkState, Message};
@@ -31,23 +32,12 @@ const HEDGE: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_secs(2);
 /// Quiet for this long, with something missing, is calm as well: it may never come back.
 const UNSETTLED: Duration = Duration::from_secs(15);
-/// A server that left the topology keeps its link this long: other nodes may still publish there.
-const LINGER: Duration = Duration::from_secs(15);
 /// How far back a lost link's answers are doubted, at least.
 const TAIL: Duration = Duration::from_secs(3);
 /// Bytes of messages that may wait for a decision.
 const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
 /// The pace of the publisher's clock while something waits.
 const TICK: Duration = Duration::from_millis(5);
-
-/// Which servers this node keeps links to: the one place that decides it.
-///
-/// The master, and with `standby` its replicas, also those that Sentinel holds for dead: it is the
-/// link that notices first that one is back.
-fn wanted(topology: &Topology, standby: bool) -> Vec<Address> {
-    let replicas = topology.replicas.iter().filter(|_| standby).map(|replica| replica.address.clone());
-    topology.master.iter().cloned().chain(replicas).collect()
-}
 
 /// The broker over Redis.
 #[derive(Debug)]
@@ -70,18 +60,19 @@ pub(crate) struct Shared {
     start: Instant,
     /// Tells this run of this node from all others in envelopes.
     tag: u64,
-    links: Mutex<BTreeMap<Address, Held>>,
+    fleet: Mutex<Fleet<RunningLink>>,
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
+    /// Servers without a link, when that was last said.
+    without: Mutex<usize>,
 }
 
-/// A link that is kept.
+/// A link and its task, which ends with this.
 #[derive(Debug)]
-struct Held {
+struct RunningLink {
     link: Arc<Link>,
-    cancel: CancellationToken,
-    unwanted_since: Option<Instant>,
+    _end: DropGuard,
 }
 
 #[derive(Debug)]
@@ -144,10 +135,11 @@ impl RedisBroker {
             ages: Mutex::new(Ages::new(now)),
             start: now,
             tag: fastrand::u64(..),
-            links: Mutex::default(),
+            fleet: Mutex::new(Fleet::new(config.standby_subscriptions)),
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
+            without: Mutex::default(),
         });
         let clock = shared.clone();
         let clock_cancel = cancel.clone();
@@ -200,21 +192,21 @@ impl Shared {
 
     fn link_up(&self, link: &Link) {
         self.roles_changed();
-        self.with_publisher(|publisher, now, actions| publisher.link_up(now, link.id, actions));
+        self.with_publisher(|publisher, now, actions| publisher.link_up(now, link.id(), actions));
     }
 
     fn link_synced(&self, link: &Link, channels: usize, took: Duration) {
-        let address = link.address.to_string();
+        let address = link.address().to_string();
         info!(%address, channels, took_ms = took.as_secs_f64() * 1000.0, "link to Redis synced: channels replayed");
         self.metrics.replay_duration.observe(took.as_secs_f64());
         #[allow(clippy::cast_precision_loss)] // Not before 2^53 channels.
         self.metrics.replay_channels.with_label_values(&[&address]).set(channels as f64);
-        self.with_publisher(|publisher, now, actions| publisher.link_synced(now, link.id, actions));
+        self.with_publisher(|publisher, now, actions| publisher.link_synced(now, link.id(), actions));
         self.note_usable();
     }
 
     fn link_lost(&self, link: &Link) {
-        self.with_publisher(|publisher, now, actions| publisher.link_lost(now, link.id, actions));
+        self.with_publisher(|publisher, now, actions| publisher.link_lost(now, link.id(), actions));
         self.roles_changed();
         self.note_usable();
         if let Some(watcher) = &self.watcher {
@@ -228,7 +220,7 @@ impl Shared {
             return;
         };
         let master = self.master_link();
-        if master.is_none_or(|master| master.id == link.id) {
+        if master.is_none_or(|master| master.id() == link.id()) {
             outbox.confirm_subscription();
         }
     }
@@ -236,26 +228,20 @@ impl Shared {
     /// The link to the node that is master for Sentinel and calls itself so.
     fn master_link(&self) -> Option<Arc<Link>> {
         let master = self.topology.borrow().master.clone()?;
-        let links = lock(&self.links);
-        links.get(&master).map(|held| held.link.clone()).filter(|link| link.is_master())
+        let fleet = lock(&self.fleet);
+        fleet.get(&master).map(|running| running.link.clone()).filter(|link| link.is_master())
     }
 
     /// Tells the publisher who is master and who ought to be there.
     fn roles_changed(&self) {
-        let master = self.master_link().map(|link| link.id);
+        let master = self.master_link().map(|link| link.id());
         self.metrics.master_linked.set(i64::from(master.is_some()));
-        let topology = self.topology.borrow().clone();
-        let mut expected = Vec::new();
-        for (address, held) in &*lock(&self.links) {
-            if held.unwanted_since.is_none() && topology.expects(address) {
-                expected.push(held.link.id);
-            }
-        }
+        let expected: Vec<_> = lock(&self.fleet).expected().collect();
         self.with_publisher(|publisher, now, _| publisher.set_topology(now, master, expected.into_iter()));
     }
 
     fn note_usable(&self) {
-        let usable = lock(&self.links).values().any(|held| held.link.stage() == LinkState::Synced);
+        let usable = lock(&self.fleet).links().any(|(running, _)| running.link.stage() == LinkState::Synced);
         let mut state = lock(&self.usable);
         if usable {
             state.since_not = None;
@@ -297,6 +283,7 @@ impl Shared {
     /// Lets the links follow the topology.
     async fn run_keeper(self: &Arc<Self>, tasks: &TaskTracker, cancel: &CancellationToken) {
         let mut topology = self.topology.clone();
+        let slots = lock(&self.fleet).slots();
         let mut period = tokio::time::interval(Duration::from_secs(1));
         loop {
             let now_topology = topology.borrow_and_update().clone();
@@ -309,6 +296,7 @@ impl Shared {
                     period.tick().await;
                 },
                 _ = period.tick() => {}
+                () = slots.freed() => {} // Somebody may have waited for it.
                 () = self.alarmed() => {
                     self.with_publisher(|publisher, now, _| publisher.disturb(now));
                 }
@@ -343,43 +331,33 @@ impl Shared {
     }
 
     fn converge(self: &Arc<Self>, topology: &Topology, tasks: &TaskTracker, cancel: &CancellationToken) {
-        let wanted = wanted(topology, self.config.standby_subscriptions);
-        let now = Instant::now();
-        let mut links = lock(&self.links);
-        for (address, held) in links.iter_mut() {
-            let is_wanted = wanted.contains(address);
-            held.unwanted_since = if is_wanted { None } else { Some(held.unwanted_since.unwrap_or(now)) };
+        let changes = lock(&self.fleet).apply(
+            Instant::now(),
+            topology,
+            |running| running.link.stage(),
+            |slot| {
+                let link = Arc::new(Link::new(slot));
+                let end = cancel.child_token();
+                tasks.spawn(link.clone().run(self.clone(), end.clone()));
+                RunningLink { link, _end: end.drop_guard() }
+            },
+        );
+        for address in changes.left {
+            info!(%address, "link to Redis given up: the server left the topology");
         }
-        links.retain(|address, held| {
-            let Some(since) = held.unwanted_since else { return true };
-            // One that is broken anyway is of no use to anybody.
-            let useless = held.link.stage() == LinkState::Connecting;
-            let keep = !useless && now.saturating_duration_since(since) < LINGER;
-            if !keep {
-                info!(%address, "link to Redis given up: the server left the topology");
-                held.cancel.cancel();
-            }
-            keep
-        });
-        for address in wanted {
-            if links.contains_key(&address) {
-                continue;
-            }
-            let taken: Vec<LinkId> = links.values().map(|held| held.link.id).collect();
-            let Some(id) = (0..MAX_LINKS).find(|id| !taken.contains(id)) else {
-                warn!(%address, most = MAX_LINKS, "too many Redis servers: no link to this one");
-                continue;
-            };
-            let link = Arc::new(Link::new(id, address.clone()));
-            let token = cancel.child_token();
-            tasks.spawn(link.clone().run(self.clone(), token.clone()));
-            links.insert(address, Held { link, cancel: token, unwanted_since: None });
+        for address in changes.yielded {
+            info!(%address, "link to a dead Redis given up: a living one needs its place");
         }
+        let mut without = lock(&self.without);
+        if changes.without > *without {
+            warn!(servers = changes.without, most = MAX_LINKS, "more Redis servers than links: the dead have none");
+        }
+        *without = changes.without;
     }
 
     /// Whoever is connected, wants or no longer wants their messages.
     fn changed(&self, client: Uuid) {
-        let links: Vec<_> = lock(&self.links).values().map(|held| held.link.clone()).collect();
+        let links: Vec<_> = lock(&self.fleet).links().map(|(running, _)| running.link.clone()).collect();
         for link in links {
             link.changed(client);
         }
@@ -407,7 +385,7 @@ impl Broker for RedisBroker {
         let shared = &self.shared;
         let topology = shared.topology.borrow().clone();
         let links: Vec<_> =
-            lock(&shared.links).iter().map(|(address, held)| held.link.status(topology.expects(address))).collect();
+            lock(&shared.fleet).links().map(|(running, expected)| running.link.status(expected)).collect();
         let (sentinels, problem) = match &shared.watcher {
             Some(watcher) => watcher.status(),
             None => (Vec::new(), None),

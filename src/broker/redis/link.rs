@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, pack, pack_publish};
+use super::fleet::Slot;
 use super::publisher::{LinkId, Outgoing};
 use super::{Shared, envelope};
 use crate::backoff::Backoff;
@@ -35,10 +36,8 @@ const PAUSE_MOST: Duration = Duration::from_millis(200);
 /// One server's link: the part of it that others may look at.
 #[derive(Debug)]
 pub struct Link {
-    /// Its place in the publisher.
-    pub id: LinkId,
-    /// The server.
-    pub address: Address,
+    /// Its number and its server.
+    slot: Slot,
     state: Mutex<State>,
     /// Clients whose wish to be subscribed may have changed; the registry knows what they wish.
     dirty: Mutex<HashSet<Uuid>>,
@@ -59,9 +58,19 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Link {
     /// A link that is not connected yet.
-    pub fn new(id: LinkId, address: Address) -> Self {
+    pub fn new(slot: Slot) -> Self {
         let state = State { stage: LinkState::Connecting, role: None, reason: None };
-        Self { id, address, state: Mutex::new(state), dirty: Mutex::default(), dirty_wake: Notify::new() }
+        Self { slot, state: Mutex::new(state), dirty: Mutex::default(), dirty_wake: Notify::new() }
+    }
+
+    /// Its place in the publisher.
+    pub fn id(&self) -> LinkId {
+        self.slot.id
+    }
+
+    /// The server.
+    pub fn address(&self) -> &Address {
+        &self.slot.address
     }
 
     /// `client` came or went.
@@ -86,7 +95,7 @@ impl Link {
     pub fn status(&self, expected: bool) -> LinkStatus {
         let state = lock(&self.state);
         LinkStatus {
-            address: self.address.to_string(),
+            address: self.slot.address.to_string(),
             state: state.stage,
             role: state.role.as_ref().map(|role| match role {
                 Role::Master => "master",
@@ -109,7 +118,7 @@ impl Link {
             let ended = cancel.run_until_cancelled(attempt.run(&mut backoff)).await;
             let was = self.note_loss(&shared, ended.as_ref());
             shared.link_lost(&self);
-            let address = self.address.to_string();
+            let address = self.slot.address.to_string();
             match ended {
                 Some(reason) => {
                     shared.metrics.link_failures.with_label_values(&[&address]).inc();
@@ -120,7 +129,7 @@ impl Link {
                 None => break,
             }
         }
-        let labels = [self.address.to_string()];
+        let labels = [self.slot.address.to_string()];
         drop(shared.metrics.link_state.remove_label_values(&[labels[0].as_str()]));
     }
 
@@ -138,7 +147,7 @@ impl Link {
     }
 
     fn show(&self, shared: &Shared, stage: LinkState) {
-        let gauge = shared.metrics.link_state.with_label_values(&[self.address.to_string().as_str()]);
+        let gauge = shared.metrics.link_state.with_label_values(&[self.slot.address.to_string().as_str()]);
         gauge.set(match stage {
             LinkState::Connecting => 0,
             LinkState::Replaying => 1,
@@ -159,7 +168,7 @@ impl Link {
         let mut state = lock(&self.state);
         let new = state.role.as_ref() != Some(&role);
         if new && state.role.is_some() {
-            info!(address = %self.address, ?role, "the role of a Redis changed");
+            info!(address = %self.slot.address, ?role, "the role of a Redis changed");
         }
         state.role = Some(role);
         new
@@ -196,7 +205,7 @@ impl Attempt<'_> {
     async fn run_inner(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, ConnectionError> {
         let (link, shared) = (self.link, self.shared);
         let limit = shared.config.heartbeat_timeout;
-        let open = || connection::open(&link.address, &shared.config.credentials, &shared.client_name, limit);
+        let open = || connection::open(&link.slot.address, &shared.config.credentials, &shared.client_name, limit);
         let ((mut reader, mut writer), (sub_reader, sub_writer)) = tokio::try_join!(open(), open())?;
 
         let mut ask = Vec::new();
@@ -239,14 +248,14 @@ impl Attempt<'_> {
     ) -> Result<std::convert::Infallible, ConnectionError> {
         let (link, shared) = (self.link, self.shared);
         let limit = shared.config.heartbeat_timeout;
-        let heartbeat = shared.metrics.heartbeat.with_label_values(&[link.address.to_string().as_str()]);
-        let wake = &shared.wakes[link.id];
+        let heartbeat = shared.metrics.heartbeat.with_label_values(&[link.slot.address.to_string().as_str()]);
+        let wake = &shared.wakes[link.slot.id];
         let mut beat = interval(limit / 4);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut commands = Vec::new();
         let mut receivers = Vec::new();
         loop {
-            let batch = shared.next_batch(link.id);
+            let batch = shared.next_batch(link.slot.id);
             let ask_role = if batch.is_empty() {
                 tokio::select! {
                     () = wake.notified() => continue,
@@ -285,7 +294,7 @@ impl Attempt<'_> {
             }
             if !batch.is_empty() {
                 shared.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
-                shared.answered(link.id, &receivers);
+                shared.answered(link.slot.id, &receivers);
             }
             result?;
             if ask_role {
@@ -293,7 +302,7 @@ impl Attempt<'_> {
                 let role = connection::role(&reply)?;
                 heartbeat.observe(began.elapsed().as_secs_f64());
                 // It lives: what was kept from it while it was silent may go to it again.
-                shared.answered(link.id, &[]);
+                shared.answered(link.slot.id, &[]);
                 if link.set_role(role) {
                     shared.roles_changed();
                 }
@@ -343,7 +352,7 @@ async fn subscriptions(
                 _ => {
                     if let Some(sent) = pinged.take() {
                         let trip = Instant::now().saturating_duration_since(sent);
-                        let address = link.address.to_string();
+                        let address = link.slot.address.to_string();
                         shared.metrics.heartbeat.with_label_values(&[&address]).observe(trip.as_secs_f64());
                     }
                 }

@@ -1,0 +1,340 @@
+//! Owns the decision which servers have links, in which slots, and who yields where there are too few.
+//!
+//! Decides without sockets and without a clock: the caller starts what [`Fleet::apply`] asks for, and what the
+//! fleet drops ends.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::publisher::{LinkId, MAX_LINKS};
+use crate::broker::LinkState;
+use crate::config::Address;
+use crate::sentinel::Topology;
+
+/// A server that left the topology keeps its link this long: other nodes may still publish there.
+const LINGER: Duration = Duration::from_secs(15);
+
+/// The links of a node. `L` is a running link, which ends when it is dropped.
+#[derive(Debug)]
+pub struct Fleet<L> {
+    standby: bool,
+    members: BTreeMap<Address, Member<L>>,
+    slots: Arc<Slots>,
+}
+
+#[derive(Debug)]
+struct Member<L> {
+    link: L,
+    id: LinkId,
+    rank: Rank,
+    /// Whether the server ought to answer.
+    expected: bool,
+    unwanted_since: Option<Instant>,
+}
+
+/// Who goes first: where there are more servers than slots, the last yield to those before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// The master, also one that is held for dead: nobody else can take its place but by another topology.
+    Master,
+    /// Held for alive by the Sentinels.
+    Alive,
+    /// Held for dead, or gone from the topology, but its link works.
+    Works,
+    /// Held for dead, and its link does not work either.
+    Dead,
+}
+
+/// What [`Fleet::apply`] did beside starting links.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Links given up because their servers left the topology.
+    pub left: Vec<Address>,
+    /// Links to dead servers given up for want of slots.
+    pub yielded: Vec<Address>,
+    /// Servers that have no link for want of slots.
+    pub without: usize,
+}
+
+impl<L> Fleet<L> {
+    /// No links yet. With `standby`, replicas have some too.
+    pub fn new(standby: bool) -> Self {
+        Self { standby, members: BTreeMap::new(), slots: Arc::default() }
+    }
+
+    /// Lets the links follow `topology`: the one place that decides who has one.
+    ///
+    /// The master, and with `standby` its replicas, also those that Sentinel holds for dead. `state` tells where a
+    /// link stands, `start` starts one; dropping it ends it, and its slot is free once the last who knows it is done.
+    pub fn apply(
+        &mut self,
+        now: Instant,
+        topology: &Topology,
+        state: impl Fn(&L) -> LinkState,
+        mut start: impl FnMut(Slot) -> L,
+    ) -> Changes {
+        let mut changes = Changes::default();
+        let mut wanted = self.wanted(topology);
+        self.members.retain(|address, member| {
+            let works = state(&member.link) != LinkState::Connecting;
+            let rank = wanted.remove(address);
+            member.expected = rank.is_some() && topology.expects(address);
+            member.unwanted_since = rank.is_none().then(|| member.unwanted_since.unwrap_or(now));
+            let lingers = member.unwanted_since.is_none_or(|since| now.saturating_duration_since(since) < LINGER);
+            member.rank = match rank {
+                Some(Rank::Dead) | None if works => Rank::Works,
+                Some(rank) => rank,
+                None => Rank::Dead,
+            };
+            // One that is broken anyway is of no use to anybody.
+            let keep = rank.is_some() || (works && lingers);
+            if !keep {
+                changes.left.push(address.clone());
+            }
+            keep
+        });
+        let mut missing: Vec<(Rank, Address)> = wanted.into_iter().map(|(address, rank)| (rank, address)).collect();
+        missing.sort();
+        // Slots whose links are told to end, for whom they are.
+        let mut ending = self.slots.taken().len().saturating_sub(self.members.len());
+        for (rank, address) in missing {
+            if self.slots.is_taken_for(&address) {
+                ending = ending.saturating_sub(1);
+                continue; // Its old link ends first.
+            }
+            // Nobody takes a slot that became free for somebody before them.
+            let mut slot = if changes.without == 0 { Slots::take(&self.slots, &address) } else { None };
+            if slot.is_none() && ending == 0 {
+                if let Some(last) = self.last_behind(rank) {
+                    self.members.remove(&last);
+                    changes.yielded.push(last);
+                    slot = if changes.without == 0 { Slots::take(&self.slots, &address) } else { None };
+                }
+            } else if slot.is_none() {
+                ending -= 1;
+            }
+            let Some(slot) = slot else {
+                changes.without += 1;
+                continue;
+            };
+            let (id, expected) = (slot.id, topology.expects(&address));
+            let member = Member { link: start(slot), id, rank, expected, unwanted_since: None };
+            self.members.insert(address, member);
+        }
+        changes
+    }
+
+    fn wanted(&self, topology: &Topology) -> BTreeMap<Address, Rank> {
+        let replicas = topology.replicas.iter().filter(|_| self.standby);
+        let replicas = replicas.map(|replica| (&replica.address, if replica.down { Rank::Dead } else { Rank::Alive }));
+        let mut wanted = BTreeMap::new();
+        for (address, rank) in replicas.chain(topology.master.iter().map(|master| (master, Rank::Master))) {
+            let known = wanted.entry(address.clone()).or_insert(rank);
+            *known = rank.min(*known);
+        }
+        wanted
+    }
+
+    /// Who yields to somebody of `rank`.
+    fn last_behind(&self, rank: Rank) -> Option<Address> {
+        let (address, last) = self.members.iter().max_by_key(|(_, member)| member.rank)?;
+        (last.rank > rank).then(|| address.clone())
+    }
+
+    /// The link to the server at `address`.
+    pub fn get(&self, address: &Address) -> Option<&L> {
+        self.members.get(address).map(|member| &member.link)
+    }
+
+    /// All links, each with whether its server ought to answer.
+    pub fn links(&self) -> impl Iterator<Item = (&L, bool)> {
+        self.members.values().map(|member| (&member.link, member.expected))
+    }
+
+    /// The links whose servers ought to answer.
+    pub fn expected(&self) -> impl Iterator<Item = LinkId> {
+        self.members.values().filter(|member| member.expected).map(|member| member.id)
+    }
+
+    /// The slots, for whoever waits until one is free.
+    pub fn slots(&self) -> Arc<Slots> {
+        self.slots.clone()
+    }
+}
+
+/// Which of the [`MAX_LINKS`] numbers are taken, and for whom.
+#[derive(Debug, Default)]
+pub struct Slots {
+    taken: Mutex<BTreeMap<LinkId, Address>>,
+    freed: Notify,
+}
+
+impl Slots {
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<LinkId, Address>> {
+        // Each change is one call.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_taken_for(&self, address: &Address) -> bool {
+        self.taken().values().any(|other| other == address)
+    }
+
+    fn take(self: &Arc<Self>, address: &Address) -> Option<Slot> {
+        let mut taken = self.taken();
+        let id = (0..MAX_LINKS).find(|id| !taken.contains_key(id))?;
+        taken.insert(id, address.clone());
+        Some(Slot { id, address: address.clone(), slots: self.clone() })
+    }
+
+    /// Waits until a slot has become free. Cancel safe.
+    pub async fn freed(&self) {
+        self.freed.notified().await;
+    }
+}
+
+/// A link's number and its server. Whatever speaks of the number holds this, so that it can't be given to another
+/// link before all that the old one had to say is said: the slot is free when this is dropped.
+#[derive(Debug)]
+pub struct Slot {
+    /// The link's number.
+    pub id: LinkId,
+    /// The server.
+    pub address: Address,
+    slots: Arc<Slots>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.slots.taken().remove(&self.id);
+        self.slots.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::sentinel::Replica;
+
+    /// A link of which a test says where it stands. Its task may hold the slot for longer.
+    #[derive(Clone, Debug)]
+    struct Link {
+        slot: Rc<Slot>,
+        state: Rc<Cell<LinkState>>,
+    }
+
+    fn address(port: u16) -> Address {
+        Address { host: "10.0.0.1".to_owned(), port }
+    }
+
+    fn topology(master: u16, alive: &[u16], dead: std::ops::Range<u16>) -> Topology {
+        let replica = |port, down| Replica { address: address(port), down };
+        let replicas = alive.iter().map(|port| replica(*port, false)).chain(dead.map(|port| replica(port, true)));
+        Topology { master: Some(address(master)), replicas: replicas.collect(), ..Topology::default() }
+    }
+
+    /// Applies, and gives the ports of the links that were started.
+    fn apply(fleet: &mut Fleet<Link>, now: Instant, topology: &Topology) -> (Vec<u16>, Changes) {
+        let mut started = Vec::new();
+        let changes = fleet.apply(
+            now,
+            topology,
+            |link| link.state.get(),
+            |slot| {
+                started.push(slot.address.port);
+                Link { slot: Rc::new(slot), state: Rc::new(Cell::new(LinkState::Connecting)) }
+            },
+        );
+        (started, changes)
+    }
+
+    fn synced(fleet: &Fleet<Link>, port: u16) {
+        fleet.get(&address(port)).unwrap().state.set(LinkState::Synced);
+    }
+
+    #[test]
+    fn the_master_first_the_living_next_and_the_dead_yield_to_them() {
+        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (started, changes) = apply(&mut fleet, now, &topology(1, &[2], 1000..1069));
+        assert_eq!(started.len(), MAX_LINKS);
+        assert_eq!(started[..2], [1, 2]);
+        assert_eq!((changes.without, changes.yielded.len()), (7, 0));
+        // A failover to a server that has no link yet, beside a new replica: two of the dead make room.
+        let next = topology(3, &[1, 2, 4], 1000..1069);
+        let tasks: Vec<_> = fleet.links().map(|(link, _)| link.clone()).collect();
+        let (started, changes) = apply(&mut fleet, now, &next);
+        assert_eq!((started.len(), changes.yielded.len()), (0, 2), "their slots are not free before they end");
+        drop(tasks);
+        assert_eq!(apply(&mut fleet, now, &next).0, [3, 4]);
+        // One that ends at once makes room at once.
+        assert_eq!(apply(&mut fleet, now, &topology(5, &[1, 2, 3, 4], 1000..1069)).0, [5]);
+    }
+
+    #[test]
+    fn a_slot_is_not_given_away_before_its_last_holder_is_done() {
+        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        apply(&mut fleet, now, &topology(1, &[2], 0..0));
+        let task = fleet.get(&address(2)).unwrap().clone();
+        let (_, changes) = apply(&mut fleet, now, &topology(1, &[], 0..0));
+        assert_eq!(changes.left, [address(2)]);
+        // The task of the old link still runs: neither its number nor its server is given to another.
+        let (started, _) = apply(&mut fleet, now, &topology(1, &[2, 3], 0..0));
+        assert_eq!(started, [3]);
+        assert_ne!(fleet.get(&address(3)).unwrap().slot.id, task.slot.id);
+        let id = task.slot.id;
+        drop(task);
+        let (started, _) = apply(&mut fleet, now, &topology(1, &[2, 3], 0..0));
+        assert_eq!(started, [2]);
+        assert_eq!(fleet.get(&address(2)).unwrap().slot.id, id);
+    }
+
+    #[test]
+    fn full_of_tasks_that_end_no_more_than_needed_are_told_to() {
+        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        apply(&mut fleet, now, &topology(1, &[], 1000..1069));
+        let tasks: Vec<_> = fleet.links().map(|(link, _)| link.clone()).collect();
+        let next = topology(2, &[1], 1000..1069);
+        assert_eq!(apply(&mut fleet, now, &next).1.yielded.len(), 1);
+        assert_eq!(apply(&mut fleet, now, &next).1.yielded.len(), 0, "one slot is on its way already");
+        drop(tasks);
+        assert_eq!(apply(&mut fleet, now, &next).0, [2]);
+    }
+
+    #[test]
+    fn a_server_that_left_keeps_a_link_that_works_for_a_while() {
+        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        apply(&mut fleet, now, &topology(1, &[2, 3], 0..0));
+        synced(&fleet, 2);
+        let (_, changes) = apply(&mut fleet, now, &topology(1, &[], 0..0));
+        assert_eq!(changes.left, [address(3)], "it was of no use");
+        assert_eq!(fleet.expected().count(), 1, "nobody waits for the one that left");
+        assert!(apply(&mut fleet, now + LINGER / 2, &topology(1, &[], 0..0)).1.left.is_empty());
+        assert_eq!(apply(&mut fleet, now + LINGER, &topology(1, &[], 0..0)).1.left, [address(2)]);
+    }
+
+    #[test]
+    fn a_dead_server_whose_link_works_yields_after_those_whose_do_not() {
+        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let before = topology(1, &[], 1000..1063);
+        apply(&mut fleet, now, &before);
+        (1000..1062).for_each(|port| synced(&fleet, port));
+        let (_, changes) = apply(&mut fleet, now, &topology(2, &[], 1000..1063));
+        assert_eq!(changes.left, [address(1)]);
+        let (_, changes) = apply(&mut fleet, now, &topology(2, &[3], 1000..1063));
+        assert_eq!(changes.yielded, [address(1062)]);
+    }
+
+    #[test]
+    fn without_standby_only_the_master_has_a_link() {
+        let (mut fleet, now) = (Fleet::new(false), Instant::now());
+        assert_eq!(apply(&mut fleet, now, &topology(1, &[2, 3], 4..5)).0, [1]);
+        synced(&fleet, 1);
+        assert_eq!(apply(&mut fleet, now, &topology(2, &[1, 3], 4..5)).0, [2]);
+        assert!(fleet.get(&address(1)).is_some(), "it lingers: others may still publish there");
+    }
+}
