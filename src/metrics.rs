@@ -5,6 +5,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::config::Address;
 use crate::protocol::ErrorCode;
 use crate::registry::Delivered;
 
@@ -189,6 +190,16 @@ impl Metrics {
             ready: r.gauge("texto_ready", "1 when the node takes new sessions.")?,
             registry,
         })
+    }
+
+    /// Takes the series of a Redis server away that has no link any more.
+    pub fn forget_server(&self, address: &Address) {
+        let address = address.to_string();
+        // One that never got far has not all of them.
+        let _ = self.link_state.remove_label_values(&[&address]);
+        let _ = self.heartbeat.remove_label_values(&[&address]);
+        let _ = self.link_failures.remove_label_values(&[&address]);
+        let _ = self.replay_channels.remove_label_values(&[&address]);
     }
 
     /// Counts an `error` frame.

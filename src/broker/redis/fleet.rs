@@ -7,15 +7,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::publisher::{LinkId, MAX_LINKS};
+use crate::backoff::Backoff;
 use crate::broker::LinkState;
 use crate::config::Address;
 use crate::sentinel::Topology;
 
 /// A server that left the topology keeps its link this long: other nodes may still publish there.
 const LINGER: Duration = Duration::from_secs(15);
+/// Pauses between attempts to reach a server: the longest while it ought to answer, and while it is held for dead.
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_MOST: Duration = Duration::from_millis(200);
+const PAUSE_MOST_DEAD: Duration = Duration::from_secs(30);
 
 /// The links of a node. `L` is a running link, which ends when it is dropped.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ struct Member<L> {
     rank: Rank,
     /// Whether the server ought to answer.
     expected: bool,
+    /// Tells the link how eagerly to try.
+    eager: watch::Sender<bool>,
     unwanted_since: Option<Instant>,
 }
 
@@ -46,6 +53,14 @@ enum Rank {
     Works,
     /// Held for dead, and its link does not work either.
     Dead,
+}
+
+impl Rank {
+    /// Whether the server is tried again soon. The master is, also while it is held for dead: when all Redis is
+    /// gone, it is what everybody waits for, and it is one server.
+    fn is_eager(self) -> bool {
+        self <= Self::Alive
+    }
 }
 
 /// What [`Fleet::apply`] did beside starting links.
@@ -89,6 +104,8 @@ impl<L> Fleet<L> {
                 Some(rank) => rank,
                 None => Rank::Dead,
             };
+            let eager = member.rank.is_eager();
+            member.eager.send_if_modified(|before| std::mem::replace(before, eager) != eager);
             // One that is broken anyway is of no use to anybody.
             let keep = rank.is_some() || (works && lingers);
             if !keep {
@@ -105,13 +122,15 @@ impl<L> Fleet<L> {
                 ending = ending.saturating_sub(1);
                 continue; // Its old link ends first.
             }
+            let (eager, eager_now) = watch::channel(rank.is_eager());
             // Nobody takes a slot that became free for somebody before them.
-            let mut slot = if changes.without == 0 { Slots::take(&self.slots, &address) } else { None };
+            let take = |without| if without == 0 { Slots::take(&self.slots, &address, &eager_now) } else { None };
+            let mut slot = take(changes.without);
             if slot.is_none() && ending == 0 {
                 if let Some(last) = self.last_behind(rank) {
                     self.members.remove(&last);
                     changes.yielded.push(last);
-                    slot = if changes.without == 0 { Slots::take(&self.slots, &address) } else { None };
+                    slot = take(changes.without);
                 }
             } else if slot.is_none() {
                 ending -= 1;
@@ -121,7 +140,7 @@ impl<L> Fleet<L> {
                 continue;
             };
             let (id, expected) = (slot.id, topology.expects(&address));
-            let member = Member { link: start(slot), id, rank, expected, unwanted_since: None };
+            let member = Member { link: start(slot), id, rank, expected, eager, unwanted_since: None };
             self.members.insert(address, member);
         }
         changes
@@ -182,11 +201,11 @@ impl Slots {
         self.taken().values().any(|other| other == address)
     }
 
-    fn take(self: &Arc<Self>, address: &Address) -> Option<Slot> {
+    fn take(self: &Arc<Self>, address: &Address, eager: &watch::Receiver<bool>) -> Option<Slot> {
         let mut taken = self.taken();
         let id = (0..MAX_LINKS).find(|id| !taken.contains_key(id))?;
         taken.insert(id, address.clone());
-        Some(Slot { id, address: address.clone(), slots: self.clone() })
+        Some(Slot { id, address: address.clone(), eager: eager.clone(), slots: self.clone() })
     }
 
     /// Waits until a slot has become free. Cancel safe.
@@ -203,7 +222,34 @@ pub struct Slot {
     pub id: LinkId,
     /// The server.
     pub address: Address,
+    eager: watch::Receiver<bool>,
     slots: Arc<Slots>,
+}
+
+impl Slot {
+    /// The waiting times for [`Self::pause`].
+    pub fn backoff(&self) -> Backoff {
+        Backoff::new(PAUSE_FIRST, PAUSE_MOST)
+    }
+
+    /// Waits before the next attempt: briefly while the server ought to answer, ever longer while the Sentinels hold
+    /// it for dead. When they find it alive, or make it master, the wait is over at once. Cancel safe.
+    pub async fn pause(&self, backoff: &mut Backoff) {
+        let mut eager = self.eager.clone();
+        let pause = tokio::time::sleep(self.next_pause(backoff));
+        if *eager.borrow() {
+            return pause.await;
+        }
+        tokio::select! {
+            () = pause => {}
+            Ok(_) = eager.wait_for(|eager| *eager) => backoff.reset(),
+        }
+    }
+
+    fn next_pause(&self, backoff: &mut Backoff) -> Duration {
+        backoff.set_cap(if *self.eager.borrow() { PAUSE_MOST } else { PAUSE_MOST_DEAD });
+        backoff.next_delay()
+    }
 }
 
 impl Drop for Slot {
@@ -336,5 +382,38 @@ mod tests {
         synced(&fleet, 1);
         assert_eq!(apply(&mut fleet, now, &topology(2, &[1, 3], 4..5)).0, [2]);
         assert!(fleet.get(&address(1)).is_some(), "it lingers: others may still publish there");
+    }
+
+    #[test]
+    fn the_dead_are_tried_seldom() {
+        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        apply(&mut fleet, now, &topology(1, &[2], 3..4));
+        let tries = |port| {
+            let link = fleet.get(&address(port)).unwrap();
+            let (mut backoff, mut tries, mut waited) = (link.slot.backoff(), 0, Duration::ZERO);
+            while waited < Duration::from_secs(600) {
+                waited += link.slot.next_pause(&mut backoff);
+                tries += 1;
+            }
+            tries
+        };
+        assert!(tries(1) > 3000 && tries(2) > 3000);
+        assert!((20..60).contains(&tries(3)), "{}", tries(3));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_found_alive_is_tried_at_once() {
+        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        apply(&mut fleet, now, &topology(1, &[], 2..3));
+        let dead = fleet.get(&address(2)).unwrap().clone();
+        let mut backoff = dead.slot.backoff();
+        for _ in 0..30 {
+            dead.slot.next_pause(&mut backoff);
+        }
+        let pause = tokio::time::timeout(Duration::from_secs(10), dead.slot.pause(&mut backoff));
+        let alive = async { apply(&mut fleet, now, &topology(1, &[2], 0..0)) };
+        let (pause, _) = tokio::join!(pause, alive);
+        pause.unwrap();
+        assert_eq!(dead.slot.next_pause(&mut backoff), Duration::ZERO);
     }
 }

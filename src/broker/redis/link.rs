@@ -29,9 +29,6 @@ const REPLAY_BATCH: usize = 1000;
 /// After connecting, late copies may come for this long: from a server's backlog, or from what waited in
 /// the sockets of one that hung.
 const BACKLOG_SUSPICION: Duration = Duration::from_secs(10);
-/// Pauses between attempts.
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-const PAUSE_MOST: Duration = Duration::from_millis(200);
 
 /// One server's link: the part of it that others may look at.
 #[derive(Debug)]
@@ -108,10 +105,9 @@ impl Link {
 
     /// Keeps the link up until `cancel`.
     pub(super) async fn run(self: Arc<Self>, shared: Arc<Shared>, cancel: CancellationToken) {
-        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
+        let mut backoff = self.slot.backoff();
         while !cancel.is_cancelled() {
-            let pause = backoff.next_delay();
-            if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            if cancel.run_until_cancelled(self.slot.pause(&mut backoff)).await.is_none() {
                 break;
             }
             let attempt = Attempt { link: &self, shared: &shared };
@@ -129,8 +125,7 @@ impl Link {
                 None => break,
             }
         }
-        let labels = [self.slot.address.to_string()];
-        drop(shared.metrics.link_state.remove_label_values(&[labels[0].as_str()]));
+        shared.metrics.forget_server(&self.slot.address);
     }
 
     /// Resets the state; returns what it was if that is worth a line in the log: once for each loss,
