@@ -34,3 +34,4 @@ pub mod health;
 pub mod healthcheck;
 pub mod logging;
 pub mod metrics;
+pub mod repeats;

@@ -186,3 +186,99 @@ async fn sixty_nine_dead_replicas_keep_nobody_from_the_new_master_and_are_tried_
     .await
     .unwrap();
 }
+
+/// Commands that a Sentinel carried out in `window`.
+async fn commands(sentinel: &RedisServer, window: Duration) -> f64 {
+    let count = async || {
+        let info: String = sentinel.command(&["INFO", "stats"]).await.unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:")).unwrap();
+        line.trim().parse::<f64>().unwrap()
+    };
+    let (before, began) = (count().await, Instant::now());
+    tokio::time::sleep(window).await;
+    (count().await - before) / began.elapsed().as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_listed_server_does_not_keep_the_sentinels_busy() {
+    let folder = TempDir::new().unwrap();
+    let (master, replica) = pair(folder.path(), free_port().unwrap()).await;
+    // A replica that is dead for good, and one that the Sentinels find alive but the gateway is not let in to.
+    let dead = free_port().unwrap();
+    let locked = ["--replicaof", HOST, &master.port.to_string(), "--rename-command", "HELLO", "NOBODY"];
+    let locked = RedisServer::start(HOST, folder.path(), &locked, None).await.unwrap();
+    let sentinels = Sentinels::start(master.port, &[replica.port, dead, locked.port]).await;
+    let window = Duration::from_secs(6);
+    until("the Sentinels are settled", LIMIT, async || {
+        let rows: Vec<std::collections::HashMap<String, String>> =
+            sentinels.servers[0].command(&["SENTINEL", "REPLICAS", "mymaster"]).await.ok()?;
+        (rows.len() == 3 && rows.iter().filter(|row| row["flags"].contains("s_down")).count() == 1).then_some(())
+    })
+    .await
+    .unwrap();
+    let without = commands(&sentinels.servers[0], window).await;
+    let gateway = Gateway::start(binary(), &["--sentinels", &sentinels.addresses()], &[]).await.unwrap();
+    gateway.wait_synced(2, LIMIT).await.unwrap();
+    let mut rate = f64::MAX;
+    let calm = until("the Sentinels are left in peace", LIMIT, async || {
+        rate = commands(&sentinels.servers[0], window).await - without;
+        (rate < 2.0).then_some(())
+    });
+    let outcome = calm.await;
+    println!("{rate:.1} commands a second for a gateway, {without:.1} without");
+    outcome.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_happens_to_the_master_raises_the_alarm() {
+    use std::sync::Arc;
+    use texto::secret::Credentials;
+    use texto::sentinel::Watcher;
+
+    let folder = TempDir::new().unwrap();
+    let (mut master, mut replica) = pair(folder.path(), free_port().unwrap()).await;
+    let options = ["--replicaof", HOST, &master.port.to_string()];
+    let other = RedisServer::start(HOST, folder.path(), &options, None).await.unwrap();
+    let mut sentinels = Sentinels::start(master.port, &[replica.port, other.port]).await;
+    let (tasks, cancel) = (tokio_util::task::TaskTracker::new(), tokio_util::sync::CancellationToken::new());
+    let metrics = Arc::new(texto::metrics::Metrics::new("test").unwrap());
+    let addresses: Vec<texto::config::Address> =
+        sentinels.servers.iter().map(|sentinel| sentinel.address().parse().unwrap()).collect();
+    let credentials = Credentials { username: None, password: None };
+    let limit = Duration::from_secs(1);
+    let watcher = Watcher::start(&addresses, "mymaster", &credentials, limit, metrics, &tasks, &cancel);
+    let mut topology = watcher.topology();
+    let known = topology.wait_for(|topology| topology.replicas.len() == 2);
+    tokio::time::timeout(LIMIT, known).await.unwrap().unwrap();
+    // A replica dies and comes back, and so does a Sentinel: each is seen, and nobody is alarmed.
+    let address: texto::config::Address = replica.address().parse().unwrap();
+    let quiet = async {
+        replica.kill();
+        let down = topology.wait_for(|topology| !topology.expects(&address));
+        tokio::time::timeout(LIMIT, down).await.unwrap().unwrap();
+        replica.restart().await.unwrap();
+        let up = topology.wait_for(|topology| topology.expects(&address));
+        tokio::time::timeout(LIMIT, up).await.unwrap().unwrap();
+        sentinels.servers[2].kill();
+        until("the Sentinel is found dead", LIMIT, async || {
+            let rows: Vec<std::collections::HashMap<String, String>> =
+                sentinels.servers[0].command(&["SENTINEL", "SENTINELS", "mymaster"]).await.ok()?;
+            rows.iter().any(|row| row["flags"].contains("s_down")).then_some(())
+        })
+        .await
+        .unwrap();
+        sentinels.servers[2].restart().await.unwrap();
+        until("it is asked again", LIMIT, async || {
+            watcher.status().0.iter().all(|sentinel| sentinel.reachable).then_some(())
+        })
+        .await
+        .unwrap();
+    };
+    tokio::select! {
+        () = watcher.alarmed() => panic!("alarmed by what is not the master"),
+        () = quiet => {}
+    }
+    master.kill();
+    tokio::time::timeout(LIMIT, watcher.alarmed()).await.unwrap();
+    cancel.cancel();
+}

@@ -205,11 +205,11 @@ impl Shared {
         self.note_usable();
     }
 
-    fn link_lost(&self, link: &Link) {
+    fn link_lost(&self, link: &Link, was_up: bool) {
         self.with_publisher(|publisher, now, actions| publisher.link_lost(now, link.id(), actions));
         self.roles_changed();
         self.note_usable();
-        if let Some(watcher) = &self.watcher {
+        if let Some(watcher) = self.watcher.as_ref().filter(|_| was_up) {
             watcher.ask_now();
         }
     }

@@ -148,28 +148,27 @@ impl Machine {
         self.sentinels.values().filter_map(|known| known.view.as_ref())
     }
 
-    /// A Sentinel is known once, whether by the name in the configuration or by what others call it.
+    /// A Sentinel is known once, whether by the name in the configuration or by what others call it. Only an entry
+    /// that answers stands for its id: one that moved leaves its old address behind.
     fn learn_sentinels(&mut self, from: &Address, view: &View, actions: &mut Actions) {
         if let Some(id) = &view.id {
-            let twins: Vec<Address> = self
-                .sentinels
-                .iter()
-                .filter(|(address, known)| *address != from && known.id.as_ref() == Some(id))
-                .map(|(address, _)| address.clone())
-                .collect();
-            for twin in twins {
-                let drop_twin = self.sentinels.get(&twin).is_some_and(|known| !known.configured);
-                let dropped = if drop_twin { twin } else { from.clone() };
-                if self.sentinels.get(&dropped).is_some_and(|known| !known.configured) {
-                    self.sentinels.remove(&dropped);
-                    actions.forget.push(dropped);
+            let others =
+                self.sentinels.iter().filter(|(address, known)| *address != from && known.id.as_ref() == Some(id));
+            let twins: Vec<_> =
+                others.map(|(address, known)| (address.clone(), known.configured, known.view.is_some())).collect();
+            for (twin, configured, answers) in twins {
+                let from_configured = self.sentinels.get(from).is_some_and(|known| known.configured);
+                if !configured {
+                    self.sentinels.remove(&twin);
+                    actions.forget.push(twin);
+                } else if answers && !from_configured && self.sentinels.remove(from).is_some() {
+                    actions.forget.push(from.clone());
                 }
             }
         }
         for (id, address) in &view.sentinels {
-            let known = self.sentinels.contains_key(address)
-                || self.sentinels.values().any(|known| known.id.as_ref() == Some(id));
-            if !known {
+            let stands_for_it = |known: &Known| known.id.as_ref() == Some(id) && known.view.is_some();
+            if !self.sentinels.contains_key(address) && !self.sentinels.values().any(stands_for_it) {
                 let new = Known { configured: false, id: Some(id.clone()), view: None };
                 self.sentinels.insert(address.clone(), new);
                 actions.watch.push(address.clone());
@@ -313,6 +312,30 @@ mod tests {
         assert_eq!(machine.topology().master, Some(address(6379)));
         machine.apply(at(81), answered(3, view(6380, 7)));
         assert_eq!(machine.topology().master, Some(address(6380)), "one that knows more was only away");
+    }
+
+    #[test]
+    fn an_entry_that_does_not_answer_does_not_stand_for_its_id() {
+        let mut machine = Machine::new(&[address(1), address(2)]);
+        let from = |id: &str, others: &[(&str, u16)]| View {
+            id: Some(id.to_owned()),
+            sentinels: others.iter().map(|(id, port)| ((*id).to_owned(), address(*port))).collect(),
+            ..view(6379, 1)
+        };
+        apply(&mut machine, answered(1, from("a", &[("b", 2)])));
+        apply(&mut machine, answered(2, from("b", &[("a", 1)])));
+        // B moves to 12: its id is known, but nobody answers for it any more.
+        apply(&mut machine, Event::Lost(address(2)));
+        assert_eq!(apply(&mut machine, answered(1, from("a", &[("b", 12)]))).watch, [address(12)]);
+        assert!(apply(&mut machine, answered(12, from("b", &[("a", 1)]))).forget.is_empty());
+        // Then A, and B once more; then B back to where the configuration has it.
+        apply(&mut machine, Event::Lost(address(1)));
+        assert_eq!(apply(&mut machine, answered(12, from("b", &[("a", 11)]))).watch, [address(11)]);
+        apply(&mut machine, answered(11, from("a", &[("b", 12)])));
+        apply(&mut machine, Event::Lost(address(12)));
+        assert_eq!(apply(&mut machine, answered(11, from("a", &[("b", 22)]))).watch, [address(22)]);
+        assert_eq!(apply(&mut machine, answered(22, from("b", &[("a", 11)]))).forget, [address(12)]);
+        assert_eq!(apply(&mut machine, answered(2, from("b", &[("a", 11)]))).forget, [address(22)]);
     }
 
     proptest! {

@@ -113,7 +113,7 @@ impl Link {
             let attempt = Attempt { link: &self, shared: &shared };
             let ended = cancel.run_until_cancelled(attempt.run(&mut backoff)).await;
             let was = self.note_loss(&shared, ended.as_ref());
-            shared.link_lost(&self);
+            shared.link_lost(&self, was.is_some_and(|was| was != LinkState::Connecting));
             let address = self.slot.address.to_string();
             match ended {
                 Some(reason) => {
