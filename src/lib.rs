@@ -9,7 +9,7 @@
 //! - Nothing in [`registry`] and [`outbox`] awaits; nothing there can be filled without bound.
 //! - Every `send` is answered once: the duty is a value ([`outbox::ReplyTo`]) that answers when dropped.
 //! - [`broker::redis::publisher`] and [`sentinel::machine`] decide without sockets and without a clock.
-//! - Nothing is global: two gateways live in one process.
+//! - Nothing is global but the look-ups of names ([`resolver`]): two gateways live in one process.
 //! - Every wait on the network has a deadline, and every task belongs to a tracker that a drain waits for.
 
 pub mod cli;
@@ -27,6 +27,7 @@ pub mod websocket;
 
 pub mod backoff;
 pub mod broker;
+pub mod resolver;
 pub mod sentinel;
 
 pub mod drain;

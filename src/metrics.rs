@@ -8,6 +8,7 @@ use prometheus::{
 use crate::config::Address;
 use crate::protocol::ErrorCode;
 use crate::registry::Delivered;
+use crate::resolver;
 
 /// Bounds in seconds: from a local answer to the send deadline.
 const LATENCIES: &[f64] =
@@ -71,6 +72,8 @@ pub struct Metrics {
     pub replay_duration: Histogram,
     /// Channels in the last replay.
     pub replay_channels: GaugeVec,
+    /// Names that are being looked up, each by a thread.
+    look_ups: IntGauge,
     /// 0 serving, 1 waiting for load balancers, 2 closing sessions, 3 stopped.
     pub drain_state: IntGauge,
     /// 1 when ready.
@@ -183,6 +186,7 @@ impl Metrics {
                 let opts = Opts::new("texto_replay_channels", "Channels in the last replay of a link.");
                 r.add(GaugeVec::new(opts, &["address"])?)?
             },
+            look_ups: r.gauge("texto_name_lookups", "Host names that are being looked up, each by a thread.")?,
             drain_state: r.gauge(
                 "texto_drain_state",
                 "0 serving, 1 waiting for load balancers, 2 closing sessions, 3 stopped.",
@@ -215,6 +219,7 @@ impl Metrics {
     /// # Errors
     /// When a metric can't be encoded.
     pub fn render(&self) -> Result<String, prometheus::Error> {
+        self.look_ups.set(i64::try_from(resolver::under_way()).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))

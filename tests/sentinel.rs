@@ -282,3 +282,35 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
     tokio::time::timeout(LIMIT, watcher.alarmed()).await.unwrap();
     cancel.cancel();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn name_servers_that_never_answer_cost_a_thread_a_name_and_hold_up_no_end() {
+    // A name server that takes questions and says nothing, in a resolv.conf that this gateway alone sees.
+    let nobody = format!("127.{}.{}.53", fastrand::u8(2..250), fastrand::u8(1..250));
+    let _socket = std::net::UdpSocket::bind((nobody.as_str(), 53)).expect("only root may be a name server");
+    let folder = TempDir::new().unwrap();
+    let resolv = folder.path().join("resolv.conf");
+    let search = "search ns.svc.cluster.test svc.cluster.test cluster.test lan.test";
+    std::fs::write(&resolv, format!("nameserver {nobody}\n{search}\noptions ndots:5\n")).unwrap();
+    let before = ["unshare", "--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""];
+    let before: Vec<String> = before.into_iter().chain([resolv.to_str().unwrap()]).map(str::to_owned).collect();
+    let sentinels = "sentinel-0.sentinel:26379,sentinel-1.sentinel:26379,sentinel-2.sentinel:26379";
+    let arguments = ["--sentinels", sentinels];
+    let mut gateway = Gateway::start_within(&before, "127.0.0.1:0", binary(), &arguments, &[]).await.unwrap();
+    gateway.wait_for_log("the name servers have not answered", LIMIT).await.unwrap();
+    let usual = gateway.threads().unwrap();
+    let end = Instant::now() + Duration::from_secs(12);
+    let mut most = usual;
+    while Instant::now() < end {
+        most = most.max(gateway.threads().unwrap());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(gateway.metric("texto_name_lookups").await, Some(3.0));
+    println!("{usual} threads at first, {most} at most");
+    assert!(most <= usual + 3, "{usual} threads at first, {most} at most");
+    let began = Instant::now();
+    gateway.signal(nix::sys::signal::Signal::SIGINT);
+    let stopped = gateway.wait_exit(Duration::from_secs(10)).await.unwrap();
+    assert!(stopped.success(), "{stopped}");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}

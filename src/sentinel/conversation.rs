@@ -1,17 +1,20 @@
 //! Owns the conversation with one Sentinel: what it is asked, and what its answers say.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
+use redis::io::AsyncDNSResolver;
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
-    RedisError,
+    RedisError, RedisFuture,
 };
 
 use super::machine::{Replica, View};
 use super::signs::EVENTS;
 use crate::config::Address;
+use crate::resolver;
 use crate::secret::Credentials;
 
 /// The lists are asked for this often, also when nothing seems to have changed.
@@ -89,6 +92,7 @@ impl<'a> Conversation<'a> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.limit))
             .set_response_timeout(Some(settings.limit))
+            .set_dns_resolver(Names { limit: settings.limit * 3 / 4 })
             .set_push_sender(pushes);
         let connect = client.get_multiplexed_async_connection_with_config(&config);
         let connection = settings.within(connect).await?;
@@ -163,6 +167,24 @@ impl<'a> Conversation<'a> {
         let mut command = redis::cmd("SENTINEL");
         command.arg(words);
         self.settings.within(command.query_async(&mut self.connection)).await
+    }
+}
+
+/// Lets the redis crate look names up as the links do.
+struct Names {
+    limit: Duration,
+}
+
+impl AsyncDNSResolver for Names {
+    fn resolve<'a, 'b: 'a>(
+        &'a self,
+        host: &'b str,
+        port: u16,
+    ) -> RedisFuture<'a, Box<dyn Iterator<Item = SocketAddr> + Send + 'a>> {
+        Box::pin(async move {
+            let addresses = resolver::resolve(host, port, self.limit).await?;
+            Ok(Box::new(addresses.into_iter()) as Box<dyn Iterator<Item = SocketAddr> + Send>)
+        })
     }
 }
 
