@@ -5,8 +5,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::address_map::AddressMap;
 use crate::cli::ServeArgs;
 use crate::client_address::TrustedProxies;
 use crate::secret::{Credentials, Secret};
@@ -77,6 +79,8 @@ pub enum TopologyConfig {
         master_name: String,
         /// For the Sentinels themselves.
         credentials: Credentials,
+        /// What the addresses mean here that they announce.
+        address_map: Arc<AddressMap>,
     },
 }
 
@@ -316,9 +320,21 @@ impl Check<'_> {
         };
         let credentials = self.credentials("redis", &args.redis_username, &args.redis_password_file);
         let sentinel_credentials = self.credentials("sentinel", &args.sentinel_username, &args.sentinel_password_file);
+        let address_map = AddressMap::parse(&args.address_map).unwrap_or_else(|errors| {
+            for (part, expected) in errors {
+                self.invalid("address-map", &part, &expected);
+            }
+            AddressMap::default()
+        });
         let given = |value: &Option<String>| value.clone().filter(|text| !text.trim().is_empty());
         let redis = given(&args.redis).map(|redis| self.address("redis", &redis));
         let sentinels = given(&args.sentinels).map(|list| self.sentinels(&list, &args.master_name));
+        if redis.is_some() && sentinels.is_none() && !args.address_map.trim().is_empty() {
+            self.errors.push(
+                "--address-map (TEXTO_ADDRESS_MAP) is about what Sentinels announce: give --sentinels, or leave it out"
+                    .to_owned(),
+            );
+        }
         let topology = match (redis, sentinels) {
             (None, None) => return Some(BrokerConfig::Embedded),
             (Some(_), Some(_)) => {
@@ -334,6 +350,7 @@ impl Check<'_> {
                 sentinels,
                 master_name: args.master_name.clone(),
                 credentials: sentinel_credentials?,
+                address_map: Arc::new(address_map),
             },
         };
         Some(BrokerConfig::Redis(RedisConfig {
@@ -494,6 +511,8 @@ mod tests {
                 "10.0.0.0/8,here,there",
                 "--redis-password-file",
                 "/nowhere/secret",
+                "--address-map",
+                "a:1=b:1,nowhere,a:1=c:1",
                 "--max-connections",
                 "99999999999999999999",
                 "--heartbeat-timeout",
@@ -503,7 +522,7 @@ mod tests {
         )
         .unwrap_err();
         for part in [
-            "10 errors",
+            "12 errors",
             "--listen (TEXTO_LISTEN)",
             "TEXTO_SEND_TIMEOUT",
             "exclude each other",
@@ -512,6 +531,8 @@ mod tests {
             "\"here\"",
             "\"there\"",
             "/nowhere/secret",
+            "TEXTO_ADDRESS_MAP): \"nowhere\"",
+            "a:1 is given twice",
             "TEXTO_MAX_CONNECTIONS",
             "TEXTO_HEARTBEAT_TIMEOUT",
         ] {
@@ -522,6 +543,8 @@ mod tests {
     #[test]
     fn what_could_never_work_is_refused() {
         assert!(config(&["--sentinels", " , "], &[]).unwrap_err().contains("TEXTO_SENTINELS"));
+        let map = config(&["--redis", "a:1", "--address-map", "a:1=b:1"], &[]).unwrap_err();
+        assert!(map.contains("give --sentinels"), "{map}");
         let more = (descriptors() + 1).to_string();
         let errors = config(&["--max-connections", &more], &[]).unwrap_err();
         assert!(errors.contains("ulimit -n"), "{errors}");

@@ -12,6 +12,7 @@
 //! - Nothing is global but the look-ups of names ([`resolver`]): two gateways live in one process.
 //! - Every wait on the network has a deadline, and every task belongs to a tracker that a drain waits for.
 
+pub mod address_map;
 pub mod cli;
 pub mod config;
 pub mod secret;

@@ -7,6 +7,7 @@ mod watcher;
 
 use serde::Serialize;
 
+pub use conversation::Settings;
 pub use machine::{Replica, Topology};
 pub use watcher::Watcher;
 

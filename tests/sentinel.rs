@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use texto_lab::client::{Answer, Client};
 use texto_lab::gateway::Gateway;
 use texto_lab::http;
+use texto_lab::network::Network;
 use texto_lab::process::{free_port, until};
 use texto_lab::redis_server::RedisServer;
 
@@ -28,6 +29,10 @@ struct Sentinels {
 
 impl Sentinels {
     async fn start(master: u16, replicas: &[u16]) -> Self {
+        Self::start_with(master, replicas, "").await
+    }
+
+    async fn start_with(master: u16, replicas: &[u16], more: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let ports: Vec<u16> = (0..3).map(|_| free_port().unwrap()).collect();
         let id = |index: usize| format!("{index}").repeat(40);
@@ -35,7 +40,7 @@ impl Sentinels {
         for (index, port) in ports.iter().enumerate() {
             let mut config = format!(
                 "sentinel myid {}\nsentinel monitor mymaster {HOST} {master} 2\n\
-                 sentinel down-after-milliseconds mymaster 1200\nsentinel failover-timeout mymaster 3000\n",
+                 sentinel down-after-milliseconds mymaster 1200\nsentinel failover-timeout mymaster 3000\n{more}",
                 id(index)
             );
             for other in (0..3).filter(|other| *other != index) {
@@ -90,12 +95,12 @@ async fn pair(folder: &Path, replica: u16) -> (RedisServer, RedisServer) {
     (master, replica)
 }
 
-/// Waits until the gateway publishes on `server`.
-async fn follows(gateway: &Gateway, server: &RedisServer) {
+/// Waits until the gateway publishes on the server at `address`.
+async fn follows(gateway: &Gateway, address: &str) {
     let outcome = until("the gateway follows the new master", LIMIT, async || {
         let health = gateway.health().await.ok()?;
         let master = &health["checks"]["redis:master"][0];
-        (master["observedValue"]["address"] == server.address() && master["status"] == "pass").then_some(())
+        (master["observedValue"]["address"] == address && master["status"] == "pass").then_some(())
     });
     if let Err(error) = outcome.await {
         panic!("{error}: {:#}", gateway.health().await.unwrap_or_default());
@@ -130,7 +135,7 @@ async fn sentinels_that_come_back_elsewhere_under_their_ids_are_asked_there() {
     }
     master.kill();
     sentinels.wait_for_master(replica.port).await;
-    follows(&gateway, &replica).await;
+    follows(&gateway, &replica.address()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,7 +158,7 @@ async fn sixty_nine_dead_replicas_keep_nobody_from_the_new_master_and_are_tried_
     gateway.wait_ready(LIMIT).await.unwrap();
     master.kill();
     sentinels.wait_for_master(replica.port).await;
-    follows(&gateway, &replica).await;
+    follows(&gateway, &replica.address()).await;
     let mut last = (Instant::now(), sum(&gateway, "texto_link_failures_total").await);
     let mut rate = f64::MAX;
     let seldom = until("the dead are tried seldom", LIMIT, async || {
@@ -232,8 +237,9 @@ async fn a_dead_listed_server_does_not_keep_the_sentinels_busy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_happens_to_the_master_raises_the_alarm() {
     use std::sync::Arc;
+    use texto::address_map::AddressMap;
     use texto::secret::Credentials;
-    use texto::sentinel::Watcher;
+    use texto::sentinel::{Settings, Watcher};
 
     let folder = TempDir::new().unwrap();
     let (mut master, mut replica) = pair(folder.path(), free_port().unwrap()).await;
@@ -244,9 +250,13 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
     let metrics = Arc::new(texto::metrics::Metrics::new("test").unwrap());
     let addresses: Vec<texto::config::Address> =
         sentinels.servers.iter().map(|sentinel| sentinel.address().parse().unwrap()).collect();
-    let credentials = Credentials { username: None, password: None };
-    let limit = Duration::from_secs(1);
-    let watcher = Watcher::start(&addresses, "mymaster", &credentials, limit, metrics, &tasks, &cancel);
+    let settings = Settings {
+        master_name: "mymaster".to_owned(),
+        credentials: Credentials { username: None, password: None },
+        address_map: Arc::new(AddressMap::default()),
+        limit: Duration::from_secs(1),
+    };
+    let watcher = Watcher::start(&addresses, settings, metrics, &tasks, &cancel);
     let mut topology = watcher.topology();
     let known = topology.wait_for(|topology| topology.replicas.len() == 2);
     tokio::time::timeout(LIMIT, known).await.unwrap().unwrap();
@@ -313,4 +323,80 @@ async fn name_servers_that_never_answer_cost_a_thread_a_name_and_hold_up_no_end(
     let stopped = gateway.wait_exit(Duration::from_secs(10)).await.unwrap();
     assert!(stopped.success(), "{stopped}");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// Behind NAT: Redis and Sentinels announce addresses that mean something else where the gateway is.
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_addresses_that_mean_something_else_here_are_named_and_mapped() {
+    let network = Network::new(1).expect("only root can make network namespaces, with iproute2 and iptables");
+    let (before, home) = (network.place(0).0, network.home());
+    let listen = format!("{}:0", network.place(0).1);
+    let folder = TempDir::new().unwrap();
+    let bind = ["--bind", HOST, &home];
+    let mut master = RedisServer::start(HOST, folder.path(), &bind, None).await.unwrap();
+    let port = master.port.to_string();
+    let options = [bind.as_slice(), &["--replicaof", HOST, &port]].concat();
+    let replica = RedisServer::start(HOST, folder.path(), &options, None).await.unwrap();
+    let sentinels = Sentinels::start_with(master.port, &[replica.port], &format!("bind {HOST} {home}\n")).await;
+    let here = |server: &RedisServer| format!("{home}:{}", server.port);
+
+    let first = here(&sentinels.servers[0]);
+    let arguments = ["--sentinels", first.as_str()];
+    let gateway = Gateway::start_within(&before, &listen, binary(), &arguments, &[]).await.unwrap();
+    let unreachable = format!("announced by Sentinel as {}, not reachable from here", master.address());
+    let outcome = until("/readyz says why", LIMIT, async || {
+        let health = gateway.health().await.ok()?;
+        let output = |check: &str| health["checks"][check][0]["output"].as_str().map(str::to_owned);
+        let other = format!("announced by Sentinel as {}, not", sentinels.servers[1].address());
+        (output("broker")?.contains(&unreachable) && output("sentinels")?.contains(&other)).then_some(())
+    });
+    if let Err(error) = outcome.await {
+        panic!("{error}: {:#}", gateway.health().await.unwrap_or_default());
+    }
+    gateway.wait_for_log(&unreachable, LIMIT).await.unwrap();
+    drop(gateway);
+
+    let others = [&master, &replica, &sentinels.servers[1], &sentinels.servers[2]];
+    let map: Vec<_> = others.iter().map(|server| format!("{}={}", server.address(), here(server))).collect();
+    let map = map.join(",");
+    let arguments = ["--sentinels", first.as_str(), "--address-map", map.as_str()];
+    let gateway = Gateway::start_within(&before, &listen, binary(), &arguments, &[]).await.unwrap();
+    gateway.wait_synced(2, LIMIT).await.unwrap();
+    until("all Sentinels answer", LIMIT, async || {
+        let sentinels = gateway.health().await.ok()?["checks"]["sentinels"][0]["observedValue"].clone();
+        (sentinels["reachable"] == 3 && sentinels["known"] == 3).then_some(())
+    })
+    .await
+    .unwrap();
+    master.kill();
+    sentinels.wait_for_master(replica.port).await;
+    follows(&gateway, &here(&replica)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sentinel_that_flaps_is_a_few_lines() {
+    let folder = TempDir::new().unwrap();
+    let (master, replica) = pair(folder.path(), free_port().unwrap()).await;
+    let mut sentinels = Sentinels::start(master.port, &[replica.port]).await;
+    let gateway = Gateway::start(binary(), &["--sentinels", &sentinels.addresses()], &[]).await.unwrap();
+    gateway.wait_synced(2, LIMIT).await.unwrap();
+    let address = sentinels.servers[2].address();
+    let label = format!("texto_sentinel_up{{address=\"{address}\"}}");
+    let is = async |up: f64| {
+        until("the gateway sees the Sentinel flap", LIMIT, async || {
+            (gateway.metric(&label).await? == up).then_some(())
+        })
+        .await
+        .unwrap();
+    };
+    is(1.0).await;
+    for _ in 0..10 {
+        sentinels.servers[2].kill();
+        is(0.0).await;
+        sentinels.servers[2].restart().await.unwrap();
+        is(1.0).await;
+    }
+    let about_it = gateway.log().into_iter().filter(|line| line.contains(&address)).collect::<Vec<_>>();
+    println!("{} lines", about_it.len());
+    assert!(about_it.len() <= 8, "{} lines: {about_it:#?}", about_it.len());
 }

@@ -24,7 +24,7 @@ use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
 use crate::registry::{DEDUPE_WINDOW, Registry};
-use crate::sentinel::{Topology, Watcher};
+use crate::sentinel::{self, Topology, Watcher};
 
 /// A server that does not answer for this long is helped out by the others.
 const HEDGE: Duration = Duration::from_millis(100);
@@ -99,16 +99,20 @@ impl RedisBroker {
         cancel: &CancellationToken,
     ) -> Self {
         let now = Instant::now();
-        let (topology, watcher) = match &config.topology {
+        let (topology, watcher, address_map) = match &config.topology {
             TopologyConfig::Fixed(address) => {
                 let fixed = Topology { master: Some(address.clone()), ..Topology::default() };
-                (watch::channel(fixed).1, None)
+                (watch::channel(fixed).1, None, None)
             }
-            TopologyConfig::Sentinel { sentinels, master_name, credentials } => {
-                let limit = config.heartbeat_timeout;
-                let watcher =
-                    Watcher::start(sentinels, master_name, credentials, limit, metrics.clone(), tasks, cancel);
-                (watcher.topology(), Some(watcher))
+            TopologyConfig::Sentinel { sentinels, master_name, credentials, address_map } => {
+                let settings = sentinel::Settings {
+                    master_name: master_name.clone(),
+                    credentials: credentials.clone(),
+                    address_map: address_map.clone(),
+                    limit: config.heartbeat_timeout,
+                };
+                let watcher = Watcher::start(sentinels, settings, metrics.clone(), tasks, cancel);
+                (watcher.topology(), Some(watcher), Some(address_map.clone()))
             }
         };
         // What is sent again must come while receivers' nodes remember the first copy; before that, it may have
@@ -135,7 +139,7 @@ impl RedisBroker {
             ages: Mutex::new(Ages::new(now)),
             start: now,
             tag: fastrand::u64(..),
-            fleet: Mutex::new(Fleet::new(config.standby_subscriptions)),
+            fleet: Mutex::new(Fleet::new(config.standby_subscriptions, address_map)),
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
@@ -13,6 +14,7 @@ use redis::{
 
 use super::machine::{Replica, View};
 use super::signs::EVENTS;
+use crate::address_map::AddressMap;
 use crate::config::Address;
 use crate::resolver;
 use crate::secret::Credentials;
@@ -38,16 +40,29 @@ pub(super) enum AskError {
     #[error("the connection was lost")]
     Closed,
     #[error("{0}")]
+    Io(String),
+    #[error("{0}")]
     Other(String),
+}
+
+impl AskError {
+    /// Whether it may not be there at all.
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        matches!(self, Self::Silent(_) | Self::Io(_))
+    }
 }
 
 /// What is the same in all conversations.
 #[derive(Debug)]
-pub(super) struct Settings {
-    pub(super) master_name: String,
-    pub(super) credentials: Credentials,
+pub struct Settings {
+    /// The master's name.
+    pub master_name: String,
+    /// For the Sentinels.
+    pub credentials: Credentials,
+    /// What the addresses mean here that they announce.
+    pub address_map: Arc<AddressMap>,
     /// Each step on the network takes this at most.
-    pub(super) limit: Duration,
+    pub limit: Duration,
 }
 
 /// How closely to look.
@@ -105,6 +120,7 @@ impl<'a> Conversation<'a> {
 
     /// Its view, asked for as closely as `look` wants and what it says makes needful.
     pub(super) async fn ask(&mut self, look: Look) -> Result<View, AskError> {
+        let settings = self.settings;
         let mut master = self.master().await?;
         let mut look = look;
         let telling = |row: &Row| TELLING.map(|name| row.get(name).cloned()).to_vec();
@@ -117,17 +133,19 @@ impl<'a> Conversation<'a> {
         }
         // While it leads a failover, a Sentinel has the new epoch in MASTER, but the old address; here it has the
         // promoted one. An ACL may forbid the question.
-        let name = self.settings.master_name.clone();
-        let promoted = self.query::<(String, u16)>(&["GET-MASTER-ADDR-BY-NAME", &name]).await.ok();
-        let promoted = promoted.map(|(host, port)| Address { host, port });
-        if promoted.is_some() && promoted != address(&master) {
+        let name = &settings.master_name;
+        let promoted = self.query::<(String, u16)>(&["GET-MASTER-ADDR-BY-NAME", name]).await.ok();
+        let promoted = promoted.map(|(host, port)| settings.address_map.reachable(Address { host, port }));
+        if promoted.is_some() && promoted != settings.address(&master) {
             master = self.master().await?; // For the epoch that goes with it.
             look = Look::Lists;
         }
         let epoch = master.get("config-epoch").and_then(|text| text.parse().ok());
         let mut view = View {
             id: self.id.clone(),
-            master: promoted.or_else(|| address(&master)).ok_or(AskError::Nonsense("no address of the master"))?,
+            master: promoted
+                .or_else(|| settings.address(&master))
+                .ok_or(AskError::Nonsense("no address of the master"))?,
             epoch: epoch.ok_or(AskError::Nonsense("no config-epoch"))?,
             master_down: is_down(&master),
             replicas: Vec::new(),
@@ -140,13 +158,13 @@ impl<'a> Conversation<'a> {
             }
             _ => {
                 self.lists_at = Instant::now();
-                let replicas: Vec<Row> = self.query(&["REPLICAS", &name]).await?;
-                let sentinels: Vec<Row> = self.query(&["SENTINELS", &name]).await?;
-                let replica = |row: &Row| Some(Replica { address: address(row)?, down: is_down(row) });
+                let replicas: Vec<Row> = self.query(&["REPLICAS", name]).await?;
+                let sentinels: Vec<Row> = self.query(&["SENTINELS", name]).await?;
+                let replica = |row: &Row| Some(Replica { address: settings.address(row)?, down: is_down(row) });
                 view.replicas = replicas.iter().filter_map(replica).collect();
                 let sentinel = |row: &Row| {
                     let id = row.get("runid").filter(|id| !id.is_empty())?;
-                    Some((id.clone(), address(row)?))
+                    Some((id.clone(), settings.address(row)?))
                 };
                 view.sentinels = sentinels.iter().filter_map(sentinel).collect();
             }
@@ -156,9 +174,9 @@ impl<'a> Conversation<'a> {
     }
 
     async fn master(&mut self) -> Result<Row, AskError> {
-        let name = self.settings.master_name.clone();
-        match self.query(&["MASTER", &name]).await {
-            Err(AskError::Other(text)) if text.contains("No such master") => Err(AskError::UnknownMaster(name)),
+        let name = &self.settings.master_name;
+        match self.query(&["MASTER", name]).await {
+            Err(AskError::Other(text)) if text.contains("No such master") => Err(AskError::UnknownMaster(name.clone())),
             other => other,
         }
     }
@@ -189,6 +207,13 @@ impl AsyncDNSResolver for Names {
 }
 
 impl Settings {
+    /// Where the server of a row is reached.
+    fn address(&self, row: &Row) -> Option<Address> {
+        let host = row.get("ip").filter(|host| !host.is_empty())?;
+        let port = row.get("port")?.parse().ok().filter(|port| *port != 0)?;
+        Some(self.address_map.reachable(Address { host: host.clone(), port }))
+    }
+
     async fn within<T>(&self, step: impl Future<Output = Result<T, RedisError>>) -> Result<T, AskError> {
         match tokio::time::timeout(self.limit, step).await {
             Ok(Ok(value)) => Ok(value),
@@ -198,17 +223,15 @@ impl Settings {
                 let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication failed"];
                 let refused =
                     refused.iter().any(|word| text.contains(word)) || text.contains("without any password configured");
-                Err(if refused { AskError::Refused(text) } else { AskError::Other(text) })
+                Err(match error.is_io_error() {
+                    _ if refused => AskError::Refused(text),
+                    true => AskError::Io(text),
+                    false => AskError::Other(text),
+                })
             }
             Err(_) => Err(AskError::Silent(self.limit)),
         }
     }
-}
-
-fn address(row: &Row) -> Option<Address> {
-    let host = row.get("ip").filter(|host| !host.is_empty())?;
-    let port = row.get("port")?.parse().ok().filter(|port| *port != 0)?;
-    Some(Address { host: host.clone(), port })
 }
 
 fn is_down(row: &Row) -> bool {

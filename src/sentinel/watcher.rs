@@ -21,7 +21,6 @@ use crate::backoff::Backoff;
 use crate::config::Address;
 use crate::metrics::Metrics;
 use crate::repeats::Repeats;
-use crate::secret::Credentials;
 
 /// How often a Sentinel is asked in quiet times, and for how long how often in others.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -58,6 +57,7 @@ struct Shared {
     alert: Mutex<Alert>,
     failover_logged: Mutex<Option<Instant>>,
     sentinels: Mutex<BTreeMap<Address, Known>>,
+    said: Mutex<Repeats>,
 }
 
 /// How long every Sentinel is asked again and again.
@@ -72,6 +72,8 @@ struct Known {
     cancel: CancellationToken,
     reachable: bool,
     reason: Option<String>,
+    /// Others have named it, and it has not answered yet.
+    announced_only: bool,
     /// What was said of it lately.
     said: Repeats,
 }
@@ -89,19 +91,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Watcher {
-    /// Starts to watch `master_name`. Each step on the network takes `limit` at most. Its tasks run on
-    /// `tasks` until `cancel`.
+    /// Starts to watch. Its tasks run on `tasks` until `cancel`.
     pub fn start(
         sentinels: &[Address],
-        master_name: &str,
-        credentials: &Credentials,
-        limit: Duration,
+        settings: Settings,
         metrics: Arc<Metrics>,
         tasks: &TaskTracker,
         cancel: &CancellationToken,
     ) -> Self {
         let now = Instant::now();
-        let settings = Settings { master_name: master_name.to_owned(), credentials: credentials.clone(), limit };
         let shared = Arc::new(Shared {
             settings,
             metrics,
@@ -115,9 +113,10 @@ impl Watcher {
             alert: Mutex::new(Alert { until: now, next_suspicion: now }),
             failover_logged: Mutex::default(),
             sentinels: Mutex::default(),
+            said: Mutex::default(),
         });
         for address in sentinels {
-            shared.clone().watch(address.clone());
+            shared.clone().watch(address.clone(), false);
         }
         Self { shared }
     }
@@ -171,9 +170,15 @@ impl Shared {
         Instant::now() < lock(&self.alert).until
     }
 
-    fn watch(self: Arc<Self>, address: Address) {
+    fn watch(self: Arc<Self>, address: Address, discovered: bool) {
         let cancel = self.cancel.child_token();
-        let known = Known { cancel: cancel.clone(), reachable: false, reason: None, said: Repeats::default() };
+        let known = Known {
+            cancel: cancel.clone(),
+            reachable: false,
+            reason: None,
+            announced_only: discovered,
+            said: Repeats::default(),
+        };
         lock(&self.sentinels).insert(address.clone(), known);
         self.tasks.clone().spawn(async move {
             cancel.run_until_cancelled(self.converse(&address)).await;
@@ -285,7 +290,13 @@ impl Shared {
     fn note(&self, address: &Address, problem: Option<&AskError>) {
         let mut sentinels = lock(&self.sentinels);
         let Some(known) = sentinels.get_mut(address) else { return };
-        let reason = problem.map(ToString::to_string);
+        known.announced_only &= problem.is_some();
+        let reason = problem.map(|problem| match problem.to_string() {
+            text if known.announced_only && problem.is_out_of_reach() => {
+                self.settings.address_map.out_of_reach(address, &text)
+            }
+            text => text,
+        });
         if known.reachable == problem.is_none() && known.reason == reason {
             return;
         }
@@ -298,6 +309,13 @@ impl Shared {
         known.reachable = problem.is_none();
         known.reason = reason;
         self.metrics.sentinel_up.with_label_values(&[&address.to_string()]).set(i64::from(known.reachable));
+    }
+
+    /// Says what comes and goes with a Sentinel that flaps.
+    fn say_seldom(&self, address: &Address, text: &str) {
+        if let Some(again) = lock(&self.said).note(Instant::now(), &format!("{text} {address}")) {
+            info!(%address, "{text}{again}");
+        }
     }
 
     fn apply(self: &Arc<Self>, event: Event) {
@@ -313,14 +331,14 @@ impl Shared {
         }
         drop(machine);
         for address in actions.watch {
-            info!(%address, "Sentinel discovered");
-            self.clone().watch(address);
+            self.say_seldom(&address, "Sentinel discovered");
+            self.clone().watch(address, true);
         }
         for address in actions.forget {
             let mut sentinels = lock(&self.sentinels);
             if let Some(known) = sentinels.remove(&address) {
                 known.cancel.cancel();
-                info!(%address, "Sentinel forgotten: it is known by another address, or by nobody any more");
+                self.say_seldom(&address, "Sentinel forgotten: it has another address, or nobody knows it any more");
                 // Under the lock, so that its last words don't bring it back. One that never answered has none.
                 let _ = self.metrics.sentinel_up.remove_label_values(&[&address.to_string()]);
             }

@@ -4,12 +4,15 @@
 //! fleet drops ends.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use super::connection::ConnectionError;
 use super::publisher::{LinkId, MAX_LINKS};
+use crate::address_map::AddressMap;
 use crate::backoff::Backoff;
 use crate::broker::LinkState;
 use crate::config::Address;
@@ -26,6 +29,8 @@ const PAUSE_MOST_DEAD: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Fleet<L> {
     standby: bool,
+    /// What the addresses mean here that Sentinel announces; nothing where there is no Sentinel.
+    address_map: Option<Arc<AddressMap>>,
     members: BTreeMap<Address, Member<L>>,
     slots: Arc<Slots>,
 }
@@ -75,9 +80,9 @@ pub struct Changes {
 }
 
 impl<L> Fleet<L> {
-    /// No links yet. With `standby`, replicas have some too.
-    pub fn new(standby: bool) -> Self {
-        Self { standby, members: BTreeMap::new(), slots: Arc::default() }
+    /// No links yet. With `standby`, replicas have some too. `address_map` is for what Sentinel announces, if one does.
+    pub fn new(standby: bool, address_map: Option<Arc<AddressMap>>) -> Self {
+        Self { standby, address_map, members: BTreeMap::new(), slots: Arc::default() }
     }
 
     /// Lets the links follow `topology`: the one place that decides who has one.
@@ -124,13 +129,12 @@ impl<L> Fleet<L> {
             }
             let (eager, eager_now) = watch::channel(rank.is_eager());
             // Nobody takes a slot that became free for somebody before them.
-            let take = |without| if without == 0 { Slots::take(&self.slots, &address, &eager_now) } else { None };
-            let mut slot = take(changes.without);
+            let mut slot = if changes.without == 0 { self.take(&address, &eager_now) } else { None };
             if slot.is_none() && ending == 0 {
                 if let Some(last) = self.last_behind(rank) {
                     self.members.remove(&last);
                     changes.yielded.push(last);
-                    slot = take(changes.without);
+                    slot = if changes.without == 0 { self.take(&address, &eager_now) } else { None };
                 }
             } else if slot.is_none() {
                 ending -= 1;
@@ -155,6 +159,17 @@ impl<L> Fleet<L> {
             *known = rank.min(*known);
         }
         wanted
+    }
+
+    fn take(&self, address: &Address, eager: &watch::Receiver<bool>) -> Option<Slot> {
+        Some(Slot {
+            id: self.slots.take(address)?,
+            address: address.clone(),
+            eager: eager.clone(),
+            has_answered: AtomicBool::new(false),
+            address_map: self.address_map.clone(),
+            slots: self.slots.clone(),
+        })
     }
 
     /// Who yields to somebody of `rank`.
@@ -201,11 +216,11 @@ impl Slots {
         self.taken().values().any(|other| other == address)
     }
 
-    fn take(self: &Arc<Self>, address: &Address, eager: &watch::Receiver<bool>) -> Option<Slot> {
+    fn take(&self, address: &Address) -> Option<LinkId> {
         let mut taken = self.taken();
         let id = (0..MAX_LINKS).find(|id| !taken.contains_key(id))?;
         taken.insert(id, address.clone());
-        Some(Slot { id, address: address.clone(), eager: eager.clone(), slots: self.clone() })
+        Some(id)
     }
 
     /// Waits until a slot has become free. Cancel safe.
@@ -223,6 +238,8 @@ pub struct Slot {
     /// The server.
     pub address: Address,
     eager: watch::Receiver<bool>,
+    has_answered: AtomicBool,
+    address_map: Option<Arc<AddressMap>>,
     slots: Arc<Slots>,
 }
 
@@ -243,6 +260,24 @@ impl Slot {
         tokio::select! {
             () = pause => {}
             Ok(_) = eager.wait_for(|eager| *eager) => backoff.reset(),
+        }
+    }
+
+    /// The server has answered from here.
+    pub fn note_answer(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Why an attempt failed, in words for an operator: a server that is alive for the Sentinels and never answered
+    /// may have another address here.
+    pub fn explain(&self, reason: &ConnectionError) -> String {
+        let text = reason.to_string();
+        let nowhere = matches!(reason, ConnectionError::Io(_) | ConnectionError::Silent(_))
+            && !self.has_answered.load(Ordering::Relaxed)
+            && *self.eager.borrow();
+        match self.address_map.as_ref().filter(|_| nowhere) {
+            Some(map) => map.out_of_reach(&self.address, &text),
+            None => text,
         }
     }
 
@@ -305,7 +340,7 @@ mod tests {
 
     #[test]
     fn the_master_first_the_living_next_and_the_dead_yield_to_them() {
-        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         let (started, changes) = apply(&mut fleet, now, &topology(1, &[2], 1000..1069));
         assert_eq!(started.len(), MAX_LINKS);
         assert_eq!(started[..2], [1, 2]);
@@ -323,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_not_given_away_before_its_last_holder_is_done() {
-        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         apply(&mut fleet, now, &topology(1, &[2], 0..0));
         let task = fleet.get(&address(2)).unwrap().clone();
         let (_, changes) = apply(&mut fleet, now, &topology(1, &[], 0..0));
@@ -341,7 +376,7 @@ mod tests {
 
     #[test]
     fn full_of_tasks_that_end_no_more_than_needed_are_told_to() {
-        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         apply(&mut fleet, now, &topology(1, &[], 1000..1069));
         let tasks: Vec<_> = fleet.links().map(|(link, _)| link.clone()).collect();
         let next = topology(2, &[1], 1000..1069);
@@ -353,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_server_that_left_keeps_a_link_that_works_for_a_while() {
-        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         apply(&mut fleet, now, &topology(1, &[2, 3], 0..0));
         synced(&fleet, 2);
         let (_, changes) = apply(&mut fleet, now, &topology(1, &[], 0..0));
@@ -365,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_dead_server_whose_link_works_yields_after_those_whose_do_not() {
-        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         let before = topology(1, &[], 1000..1063);
         apply(&mut fleet, now, &before);
         (1000..1062).for_each(|port| synced(&fleet, port));
@@ -377,7 +412,7 @@ mod tests {
 
     #[test]
     fn without_standby_only_the_master_has_a_link() {
-        let (mut fleet, now) = (Fleet::new(false), Instant::now());
+        let (mut fleet, now) = (Fleet::new(false, None), Instant::now());
         assert_eq!(apply(&mut fleet, now, &topology(1, &[2, 3], 4..5)).0, [1]);
         synced(&fleet, 1);
         assert_eq!(apply(&mut fleet, now, &topology(2, &[1, 3], 4..5)).0, [2]);
@@ -386,7 +421,7 @@ mod tests {
 
     #[test]
     fn the_dead_are_tried_seldom() {
-        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         apply(&mut fleet, now, &topology(1, &[2], 3..4));
         let tries = |port| {
             let link = fleet.get(&address(port)).unwrap();
@@ -403,7 +438,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_is_found_alive_is_tried_at_once() {
-        let (mut fleet, now) = (Fleet::new(true), Instant::now());
+        let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         apply(&mut fleet, now, &topology(1, &[], 2..3));
         let dead = fleet.get(&address(2)).unwrap().clone();
         let mut backoff = dead.slot.backoff();

@@ -119,6 +119,7 @@ impl Link {
                 Some(reason) => {
                     shared.metrics.link_failures.with_label_values(&[&address]).inc();
                     if let Some(was) = was {
+                        let reason = self.slot.explain(&reason);
                         warn!(%address, ?was, %reason, "link to Redis lost, connecting again");
                     }
                 }
@@ -132,7 +133,7 @@ impl Link {
     /// and once for each new reason.
     fn note_loss(&self, shared: &Shared, reason: Option<&ConnectionError>) -> Option<LinkState> {
         let mut state = lock(&self.state);
-        let reason = reason.map(ToString::to_string);
+        let reason = reason.map(|reason| self.slot.explain(reason));
         let news = state.stage != LinkState::Connecting || state.reason != reason;
         let was = state.stage;
         *state = State { stage: LinkState::Connecting, role: None, reason };
@@ -211,6 +212,7 @@ impl Attempt<'_> {
             connection::role(&reply)?
         };
         link.set_role(role);
+        link.slot.note_answer();
         lock(&link.dirty).clear();
         link.set_stage(shared, LinkState::Replaying);
         shared.link_up(link);
