@@ -133,6 +133,16 @@ async fn sentinels_that_come_back_elsewhere_under_their_ids_are_asked_there() {
         });
         outcome.await.unwrap_or_else(|error| panic!("Sentinel {index}: {error}"));
     }
+    // One that moves on takes the series of the address with it that only others had named.
+    let left = sentinels.servers[1].address();
+    sentinels.move_one(1).await;
+    until("the address that was left is forgotten", LIMIT, async || {
+        let text = http::get(gateway.address, "/metrics", "").await.ok()?.body;
+        let has = |address: &str| text.contains(&format!("texto_sentinel_up{{address=\"{address}\"}}"));
+        (has(&sentinels.servers[1].address()) && !has(&left)).then_some(())
+    })
+    .await
+    .unwrap();
     master.kill();
     sentinels.wait_for_master(replica.port).await;
     follows(&gateway, &replica.address()).await;

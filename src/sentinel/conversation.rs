@@ -12,7 +12,7 @@ use redis::{
     RedisError, RedisFuture,
 };
 
-use super::machine::{Replica, View};
+use super::machine::{Peer, Replica, View};
 use super::signs::EVENTS;
 use crate::address_map::AddressMap;
 use crate::config::Address;
@@ -164,7 +164,7 @@ impl<'a> Conversation<'a> {
                 view.replicas = replicas.iter().filter_map(replica).collect();
                 let sentinel = |row: &Row| {
                     let id = row.get("runid").filter(|id| !id.is_empty())?;
-                    Some((id.clone(), settings.address(row)?))
+                    Some(Peer { id: id.clone(), address: settings.address(row)?, down: is_down(row) })
                 };
                 view.sentinels = sentinels.iter().filter_map(sentinel).collect();
             }

@@ -14,6 +14,8 @@ use crate::config::Address;
 
 /// How long most Sentinels must agree on an older epoch before it is believed.
 const ANEW: Duration = Duration::from_secs(30);
+/// Sentinels to be asked at the most, beside the configured ones. Dead ones stay in the others' lists for ever.
+const MOST_DISCOVERED: usize = 32;
 
 /// Which Redis servers there are, as far as the Sentinels know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,8 +60,19 @@ pub struct View {
     pub master_down: bool,
     /// The replicas.
     pub replicas: Vec<Replica>,
-    /// The other Sentinels: run id and address.
-    pub sentinels: Vec<(String, Address)>,
+    /// The other Sentinels.
+    pub sentinels: Vec<Peer>,
+}
+
+/// A Sentinel as another one knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its run id.
+    pub id: String,
+    /// Its address.
+    pub address: Address,
+    /// Whether it is held for dead.
+    pub down: bool,
 }
 
 /// What happened.
@@ -97,13 +110,16 @@ pub struct Machine {
 struct Known {
     configured: bool,
     id: Option<String>,
+    /// Whether whoever named it last holds it for dead.
+    down: bool,
     view: Option<View>,
 }
 
 impl Machine {
     /// Starts with the Sentinels that the configuration names.
     pub fn new(configured: &[Address]) -> Self {
-        let known = |address: &Address| (address.clone(), Known { configured: true, id: None, view: None });
+        let known =
+            |address: &Address| (address.clone(), Known { configured: true, id: None, down: false, view: None });
         Self { topology: Topology::default(), sentinels: configured.iter().map(known).collect(), older: None }
     }
 
@@ -127,7 +143,7 @@ impl Machine {
             Event::Lost(sentinel) => {
                 let Some(known) = self.sentinels.get_mut(&sentinel) else { return actions };
                 known.view = None;
-                let named = self.views().any(|view| view.sentinels.iter().any(|(_, other)| *other == sentinel));
+                let named = self.views().any(|view| view.sentinels.iter().any(|peer| peer.address == sentinel));
                 if self.sentinels.get(&sentinel).is_some_and(|known| !known.configured) && !named {
                     self.sentinels.remove(&sentinel);
                     actions.forget.push(sentinel);
@@ -166,13 +182,25 @@ impl Machine {
                 }
             }
         }
-        for (id, address) in &view.sentinels {
-            let stands_for_it = |known: &Known| known.id.as_ref() == Some(id) && known.view.is_some();
-            if !self.sentinels.contains_key(address) && !self.sentinels.values().any(stands_for_it) {
-                let new = Known { configured: false, id: Some(id.clone()), view: None };
-                self.sentinels.insert(address.clone(), new);
-                actions.watch.push(address.clone());
+        for Peer { id, address, down } in &view.sentinels {
+            if let Some(known) = self.sentinels.get_mut(address) {
+                known.down = *down;
+                continue;
             }
+            if self.sentinels.values().any(|known| known.id.as_ref() == Some(id) && known.view.is_some()) {
+                continue;
+            }
+            if self.sentinels.values().filter(|known| !known.configured).count() >= MOST_DISCOVERED {
+                // The dead make room for one that is said to be alive.
+                let is_dead = |known: &Known| !known.configured && known.down && known.view.is_none();
+                let dead = self.sentinels.iter().find(|(_, known)| is_dead(known)).map(|(address, _)| address.clone());
+                let Some(dead) = dead.filter(|_| !down) else { continue };
+                self.sentinels.remove(&dead);
+                actions.forget.push(dead);
+            }
+            let new = Known { configured: false, id: Some(id.clone()), down: *down, view: None };
+            self.sentinels.insert(address.clone(), new);
+            actions.watch.push(address.clone());
         }
     }
 
@@ -239,6 +267,10 @@ mod tests {
         View { id: None, master: address(master), epoch, master_down: false, replicas: vec![], sentinels: vec![] }
     }
 
+    fn peer(id: &str, port: u16) -> Peer {
+        Peer { id: id.to_owned(), address: address(port), down: false }
+    }
+
     fn apply(machine: &mut Machine, event: Event) -> Actions {
         machine.apply(Instant::now(), event)
     }
@@ -279,18 +311,17 @@ mod tests {
     #[test]
     fn a_sentinel_is_known_once_by_whatever_name() {
         let mut machine = Machine::new(&[address(1)]);
-        let peers = vec![("b".to_owned(), address(2)), ("a".to_owned(), address(9))];
-        let first = View { id: Some("a".to_owned()), sentinels: peers, ..view(6379, 1) };
+        let first = View { id: Some("a".to_owned()), sentinels: vec![peer("b", 2), peer("a", 9)], ..view(6379, 1) };
         assert_eq!(apply(&mut machine, answered(1, first)).watch, [address(2)], "it names another and itself");
 
         // Two names in the configuration and a discovered third one, all for the same Sentinel.
         let mut machine = Machine::new(&[address(1), address(7)]);
-        let named = View { sentinels: vec![("a".to_owned(), address(9))], ..view(6379, 1) };
+        let named = View { sentinels: vec![peer("a", 9)], ..view(6379, 1) };
         assert_eq!(apply(&mut machine, answered(7, named)).watch, [address(9)]);
         let same = |from| answered(from, View { id: Some("a".to_owned()), ..view(6379, 1) });
         assert!(apply(&mut machine, same(9)).forget.is_empty());
         assert_eq!(apply(&mut machine, same(1)).forget, [address(9)], "the name in the configuration stays");
-        let named = View { sentinels: vec![("b".to_owned(), address(2))], ..view(6379, 1) };
+        let named = View { sentinels: vec![peer("b", 2)], ..view(6379, 1) };
         assert_eq!(apply(&mut machine, answered(7, named)).watch, [address(2)]);
         let gone = apply(&mut machine, Event::Lost(address(2)));
         assert!(gone.forget.is_empty(), "others still name it");
@@ -319,7 +350,7 @@ mod tests {
         let mut machine = Machine::new(&[address(1), address(2)]);
         let from = |id: &str, others: &[(&str, u16)]| View {
             id: Some(id.to_owned()),
-            sentinels: others.iter().map(|(id, port)| ((*id).to_owned(), address(*port))).collect(),
+            sentinels: others.iter().map(|(id, port)| peer(id, *port)).collect(),
             ..view(6379, 1)
         };
         apply(&mut machine, answered(1, from("a", &[("b", 2)])));
@@ -336,6 +367,21 @@ mod tests {
         assert_eq!(apply(&mut machine, answered(11, from("a", &[("b", 22)]))).watch, [address(22)]);
         assert_eq!(apply(&mut machine, answered(22, from("b", &[("a", 11)]))).forget, [address(12)]);
         assert_eq!(apply(&mut machine, answered(2, from("b", &[("a", 11)]))).forget, [address(22)]);
+    }
+
+    #[test]
+    fn sentinels_that_died_long_ago_keep_nobody_from_being_asked() {
+        let mut machine = Machine::new(&[address(1)]);
+        // As where each new pod has a new id: the lists are full of those that are gone.
+        let dead = (0..500).map(|n| Peer { down: true, ..peer(&format!("dead {n}"), 1000 + n) });
+        let listed: Vec<_> = dead.chain([peer("alive", 2), peer("also alive", 3)]).collect();
+        let first = apply(&mut machine, answered(1, View { sentinels: listed.clone(), ..view(6379, 1) }));
+        assert_eq!(machine.sentinels.len(), 1 + MOST_DISCOVERED);
+        assert!(first.watch.contains(&address(2)) && first.watch.contains(&address(3)));
+        assert!(!first.forget.contains(&address(2)), "it has had no time to answer");
+        apply(&mut machine, answered(2, View { id: Some("alive".to_owned()), ..view(6379, 1) }));
+        let again = apply(&mut machine, answered(1, View { sentinels: listed, ..view(6379, 1) }));
+        assert!(!again.forget.contains(&address(2)));
     }
 
     proptest! {

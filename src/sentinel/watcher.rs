@@ -34,6 +34,8 @@ const HINT_PERIOD: Duration = Duration::from_secs(1);
 const ALERT_HINT_PERIOD: Duration = Duration::from_millis(50);
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(5);
+/// Those that only others name may be gone for good; an event says when one is back.
+const PAUSE_MOST_DISCOVERED: Duration = Duration::from_secs(30);
 
 /// Watches all Sentinels of one master. A cheap handle.
 #[derive(Clone, Debug)]
@@ -181,13 +183,14 @@ impl Shared {
         };
         lock(&self.sentinels).insert(address.clone(), known);
         self.tasks.clone().spawn(async move {
-            cancel.run_until_cancelled(self.converse(&address)).await;
+            let pause_most = if discovered { PAUSE_MOST_DISCOVERED } else { PAUSE_MOST };
+            let backoff = Backoff::new(PAUSE_FIRST, pause_most);
+            cancel.run_until_cancelled(self.converse(&address, backoff)).await;
         });
     }
 
     /// Asks one Sentinel again and again; returns never.
-    async fn converse(self: &Arc<Self>, address: &Address) {
-        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
+    async fn converse(self: &Arc<Self>, address: &Address, mut backoff: Backoff) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_delay()) => {}
