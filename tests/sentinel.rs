@@ -270,7 +270,8 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
     let mut topology = watcher.topology();
     let known = topology.wait_for(|topology| topology.replicas.len() == 2);
     tokio::time::timeout(LIMIT, known).await.unwrap().unwrap();
-    // A replica dies and comes back, and so does a Sentinel: each is seen, and nobody is alarmed.
+    // A replica dies and comes back, so does a Sentinel, and one alone finds the master dead again and again: each
+    // is seen, and nobody is alarmed.
     let address: texto::config::Address = replica.address().parse().unwrap();
     let quiet = async {
         replica.kill();
@@ -293,6 +294,33 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
         })
         .await
         .unwrap();
+        let down_after = async |sentinel: &RedisServer, milliseconds: &str| {
+            let words = ["SENTINEL", "SET", "mymaster", "down-after-milliseconds", milliseconds];
+            sentinel.command::<()>(&words).await.unwrap();
+        };
+        for (sentinel, milliseconds) in sentinels.servers.iter().zip(["300", "30000", "30000"]) {
+            down_after(sentinel, milliseconds).await;
+        }
+        for _ in 0..3 {
+            for dead in [true, false] {
+                if dead {
+                    master.freeze()
+                } else {
+                    master.thaw()
+                }
+                until("one Sentinel finds the master dead, and not", LIMIT, async || {
+                    let command = ["SENTINEL", "MASTER", "mymaster"];
+                    let row: std::collections::HashMap<String, String> =
+                        sentinels.servers[0].command(&command).await.ok()?;
+                    (row["flags"].contains("s_down") == dead).then_some(())
+                })
+                .await
+                .unwrap();
+            }
+        }
+        for sentinel in &sentinels.servers {
+            down_after(sentinel, "1200").await;
+        }
     };
     tokio::select! {
         () = watcher.alarmed() => panic!("alarmed by what is not the master"),

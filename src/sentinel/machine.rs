@@ -86,7 +86,7 @@ pub enum Event {
 
 /// What follows from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Actions {
+pub struct Consequences {
     /// The topology is another one now.
     pub changed: bool,
     /// Sentinels to be asked from now on.
@@ -101,13 +101,13 @@ pub struct Actions {
 #[derive(Debug)]
 pub struct Machine {
     topology: Topology,
-    sentinels: BTreeMap<Address, Known>,
+    sentinels: BTreeMap<Address, KnownSentinel>,
     /// Since when most Sentinels have agreed on an older epoch, and which.
     older: Option<(u64, Instant)>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownSentinel {
     configured: bool,
     id: Option<String>,
     /// Whether whoever named it last holds it for dead.
@@ -118,8 +118,9 @@ struct Known {
 impl Machine {
     /// Starts with the Sentinels that the configuration names.
     pub fn new(configured: &[Address]) -> Self {
-        let known =
-            |address: &Address| (address.clone(), Known { configured: true, id: None, down: false, view: None });
+        let known = |address: &Address| {
+            (address.clone(), KnownSentinel { configured: true, id: None, down: false, view: None })
+        };
         Self { topology: Topology::default(), sentinels: configured.iter().map(known).collect(), older: None }
     }
 
@@ -129,35 +130,35 @@ impl Machine {
     }
 
     /// Takes in an event that happens at `now`.
-    pub fn apply(&mut self, now: Instant, event: Event) -> Actions {
-        let mut actions = Actions::default();
+    pub fn apply(&mut self, now: Instant, event: Event) -> Consequences {
+        let mut follows = Consequences::default();
         match event {
             Event::Answered(sentinel, view) => {
                 let Some(known) = self.sentinels.get_mut(&sentinel) else {
-                    return actions; // Forgotten a moment ago.
+                    return follows; // Forgotten a moment ago.
                 };
                 known.id.clone_from(&view.id);
                 known.view = Some(view.clone());
-                self.learn_sentinels(&sentinel, &view, &mut actions);
+                self.learn_sentinels(&sentinel, &view, &mut follows);
             }
             Event::Lost(sentinel) => {
-                let Some(known) = self.sentinels.get_mut(&sentinel) else { return actions };
+                let Some(known) = self.sentinels.get_mut(&sentinel) else { return follows };
                 known.view = None;
                 let named = self.views().any(|view| view.sentinels.iter().any(|peer| peer.address == sentinel));
                 if self.sentinels.get(&sentinel).is_some_and(|known| !known.configured) && !named {
                     self.sentinels.remove(&sentinel);
-                    actions.forget.push(sentinel);
+                    follows.forget.push(sentinel);
                 }
             }
         }
         if let Some(epoch) = self.counts_anew(now) {
             self.topology.epoch = epoch;
-            actions.begun_anew = Some(epoch);
+            follows.begun_anew = Some(epoch);
         }
         let topology = self.decide();
-        actions.changed = topology != self.topology;
+        follows.changed = topology != self.topology;
         self.topology = topology;
-        actions
+        follows
     }
 
     fn views(&self) -> impl Iterator<Item = &View> {
@@ -166,7 +167,7 @@ impl Machine {
 
     /// A Sentinel is known once, whether by the name in the configuration or by what others call it. Only an entry
     /// that answers stands for its id: one that moved leaves its old address behind.
-    fn learn_sentinels(&mut self, from: &Address, view: &View, actions: &mut Actions) {
+    fn learn_sentinels(&mut self, from: &Address, view: &View, follows: &mut Consequences) {
         if let Some(id) = &view.id {
             let others =
                 self.sentinels.iter().filter(|(address, known)| *address != from && known.id.as_ref() == Some(id));
@@ -176,9 +177,9 @@ impl Machine {
                 let from_configured = self.sentinels.get(from).is_some_and(|known| known.configured);
                 if !configured {
                     self.sentinels.remove(&twin);
-                    actions.forget.push(twin);
+                    follows.forget.push(twin);
                 } else if answers && !from_configured && self.sentinels.remove(from).is_some() {
-                    actions.forget.push(from.clone());
+                    follows.forget.push(from.clone());
                 }
             }
         }
@@ -192,15 +193,15 @@ impl Machine {
             }
             if self.sentinels.values().filter(|known| !known.configured).count() >= MOST_DISCOVERED {
                 // The dead make room for one that is said to be alive.
-                let is_dead = |known: &Known| !known.configured && known.down && known.view.is_none();
+                let is_dead = |known: &KnownSentinel| !known.configured && known.down && known.view.is_none();
                 let dead = self.sentinels.iter().find(|(_, known)| is_dead(known)).map(|(address, _)| address.clone());
                 let Some(dead) = dead.filter(|_| !down) else { continue };
                 self.sentinels.remove(&dead);
-                actions.forget.push(dead);
+                follows.forget.push(dead);
             }
-            let new = Known { configured: false, id: Some(id.clone()), down: *down, view: None };
+            let new = KnownSentinel { configured: false, id: Some(id.clone()), down: *down, view: None };
             self.sentinels.insert(address.clone(), new);
-            actions.watch.push(address.clone());
+            follows.watch.push(address.clone());
         }
     }
 
@@ -271,7 +272,7 @@ mod tests {
         Peer { id: id.to_owned(), address: address(port), down: false }
     }
 
-    fn apply(machine: &mut Machine, event: Event) -> Actions {
+    fn apply(machine: &mut Machine, event: Event) -> Consequences {
         machine.apply(Instant::now(), event)
     }
 

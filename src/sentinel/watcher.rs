@@ -40,11 +40,11 @@ const PAUSE_MOST_DISCOVERED: Duration = Duration::from_secs(30);
 /// Watches all Sentinels of one master. A cheap handle.
 #[derive(Clone, Debug)]
 pub struct Watcher {
-    shared: Arc<Shared>,
+    shared: Arc<Conversations>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Conversations {
     settings: Settings,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -58,7 +58,7 @@ struct Shared {
     alarm: Notify,
     alert: Mutex<Alert>,
     failover_logged: Mutex<Option<Instant>>,
-    sentinels: Mutex<BTreeMap<Address, Known>>,
+    sentinels: Mutex<BTreeMap<Address, Watched>>,
     said: Mutex<Repeats>,
 }
 
@@ -70,7 +70,7 @@ struct Alert {
 }
 
 #[derive(Debug)]
-struct Known {
+struct Watched {
     cancel: CancellationToken,
     reachable: bool,
     reason: Option<String>,
@@ -102,7 +102,7 @@ impl Watcher {
         cancel: &CancellationToken,
     ) -> Self {
         let now = Instant::now();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Conversations {
             settings,
             metrics,
             tasks: tasks.clone(),
@@ -152,7 +152,7 @@ impl Watcher {
     }
 }
 
-impl Shared {
+impl Conversations {
     fn alert(&self) {
         lock(&self.alert).until = Instant::now() + ALERT;
         self.hints.send_modify(|count| *count += 1);
@@ -174,7 +174,7 @@ impl Shared {
 
     fn watch(self: Arc<Self>, address: Address, discovered: bool) {
         let cancel = self.cancel.child_token();
-        let known = Known {
+        let known = Watched {
             cancel: cancel.clone(),
             reachable: false,
             reason: None,
@@ -303,8 +303,8 @@ impl Shared {
         if known.reachable == problem.is_none() && known.reason == reason {
             return;
         }
-        let line = known.said.note(Instant::now(), reason.as_deref().unwrap_or_default());
-        match (&reason, line) {
+        let again = known.said.note(Instant::now(), reason.as_deref().unwrap_or_default());
+        match (&reason, again) {
             (Some(reason), Some(again)) => warn!(%address, %reason, "Sentinel can't be used, trying again{again}"),
             (None, Some(again)) => info!(%address, "Sentinel answers{again}"),
             (_, None) => {}
@@ -323,21 +323,21 @@ impl Shared {
 
     fn apply(self: &Arc<Self>, event: Event) {
         let mut machine = lock(&self.machine);
-        let actions = machine.apply(Instant::now(), event);
-        if let Some(epoch) = actions.begun_anew {
+        let follows = machine.apply(Instant::now(), event);
+        if let Some(epoch) = follows.begun_anew {
             warn!(epoch, "the Sentinels know only an older epoch than before: they were set up anew, and are followed");
         }
-        if actions.changed {
+        if follows.changed {
             let topology = machine.topology().clone();
             self.metrics.epoch.set(i64::try_from(topology.epoch).unwrap_or(i64::MAX));
             self.topology.send_replace(topology);
         }
         drop(machine);
-        for address in actions.watch {
+        for address in follows.watch {
             self.say_seldom(&address, "Sentinel discovered");
             self.clone().watch(address, true);
         }
-        for address in actions.forget {
+        for address in follows.forget {
             let mut sentinels = lock(&self.sentinels);
             if let Some(known) = sentinels.remove(&address) {
                 known.cancel.cancel();
