@@ -332,7 +332,7 @@ impl Conversations {
             self.metrics.epoch.set(i64::try_from(topology.epoch).unwrap_or(i64::MAX));
             self.topology.send_replace(topology);
         }
-        drop(machine);
+        // Still under the machine's lock: what another event makes of the same Sentinel comes after this.
         for address in follows.watch {
             self.say_seldom(&address, "Sentinel discovered");
             self.clone().watch(address, true);

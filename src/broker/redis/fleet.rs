@@ -253,13 +253,11 @@ impl Slot {
     /// it for dead. When they find it alive, or make it master, the wait is over at once. Cancel safe.
     pub async fn pause(&self, backoff: &mut Backoff) {
         let mut eager = self.eager.clone();
-        let pause = tokio::time::sleep(self.next_pause(backoff));
-        if *eager.borrow() {
-            return pause.await;
-        }
+        let is_eager = *eager.borrow();
+        let pause = tokio::time::sleep(next_pause(backoff, is_eager));
         tokio::select! {
             () = pause => {}
-            Ok(_) = eager.wait_for(|eager| *eager) => backoff.reset(),
+            Ok(_) = eager.wait_for(|eager| *eager), if !is_eager => backoff.reset(),
         }
     }
 
@@ -280,11 +278,11 @@ impl Slot {
             None => text,
         }
     }
+}
 
-    fn next_pause(&self, backoff: &mut Backoff) -> Duration {
-        backoff.set_cap(if *self.eager.borrow() { PAUSE_MOST } else { PAUSE_MOST_DEAD });
-        backoff.next_delay()
-    }
+fn next_pause(backoff: &mut Backoff, is_eager: bool) -> Duration {
+    backoff.set_cap(if is_eager { PAUSE_MOST } else { PAUSE_MOST_DEAD });
+    backoff.next_delay()
 }
 
 impl Drop for Slot {
@@ -427,7 +425,7 @@ mod tests {
             let link = fleet.get(&address(port)).unwrap();
             let (mut backoff, mut tries, mut waited) = (link.slot.backoff(), 0, Duration::ZERO);
             while waited < Duration::from_secs(600) {
-                waited += link.slot.next_pause(&mut backoff);
+                waited += next_pause(&mut backoff, *link.slot.eager.borrow());
                 tries += 1;
             }
             tries
@@ -443,12 +441,12 @@ mod tests {
         let dead = fleet.get(&address(2)).unwrap().clone();
         let mut backoff = dead.slot.backoff();
         for _ in 0..30 {
-            dead.slot.next_pause(&mut backoff);
+            next_pause(&mut backoff, false);
         }
         let pause = tokio::time::timeout(Duration::from_secs(10), dead.slot.pause(&mut backoff));
         let alive = async { apply(&mut fleet, now, &topology(1, &[2], 0..0)) };
         let (pause, _) = tokio::join!(pause, alive);
         pause.unwrap();
-        assert_eq!(dead.slot.next_pause(&mut backoff), Duration::ZERO);
+        assert_eq!(next_pause(&mut backoff, true), Duration::ZERO);
     }
 }
