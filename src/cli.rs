@@ -1,6 +1,9 @@
 //! Owns the command line: flags, their variables and help texts, all values still raw.
 
-use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// The command line of `texto`.
 #[derive(Debug, Parser)]
@@ -13,6 +16,46 @@ pub struct Cli {
     /// The flags of `serve`, accepted without the word as well.
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+impl Cli {
+    /// Reads a command line and the variables of its flags, and notes what was given.
+    ///
+    /// # Errors
+    /// When it can't be understood, or asks for help.
+    pub fn read(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        let mut cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        match (&mut cli.command, matches.subcommand()) {
+            (Some(Command::Serve(serve)), Some((_, matches))) => serve.given = given(&command, matches),
+            _ => cli.serve.given = given(&command, &matches),
+        }
+        Ok(cli)
+    }
+}
+
+/// An option of `serve` that has a value because somebody gave it one.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// Its flag, without the dashes.
+    pub flag: String,
+    /// Whether it stands under the heading of those that make no sense without Redis.
+    pub is_for_redis: bool,
+}
+
+fn given(command: &clap::Command, matches: &clap::ArgMatches) -> Vec<Given> {
+    let is_given = |id: &str| {
+        let source = matches.value_source(id);
+        let mut values = matches.get_raw(id).into_iter().flatten();
+        matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+            && values.any(|text| !text.is_empty())
+    };
+    let flags = command.get_arguments().filter(|flag| flag.get_env().is_some() && is_given(flag.get_id().as_str()));
+    let note = |flag: &clap::Arg| {
+        Some(Given { flag: flag.get_long()?.to_owned(), is_for_redis: flag.get_help_heading() == Some("Redis") })
+    };
+    flags.filter_map(note).collect()
 }
 
 const SECRETS_HELP: &str = "\
@@ -61,6 +104,9 @@ pub struct HealthcheckArgs {
 /// The flags of `texto serve`, as written; `Config` gives them meaning.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
+    /// Which of these were given by anybody.
+    #[arg(skip)]
+    pub given: Vec<Given>,
     /// Address for WebSockets, the web client, health and metrics
     #[arg(long, env = "TEXTO_LISTEN", default_value = "0.0.0.0:8398", value_name = "ADDR:PORT")]
     pub listen: String,
@@ -114,7 +160,7 @@ pub struct ServeArgs {
     /// File that holds the password for the Sentinels
     #[arg(long, env = "TEXTO_SENTINEL_PASSWORD_FILE", value_name = "PATH", help_heading = "Redis")]
     pub sentinel_password_file: Option<String>,
-    /// A Redis or Sentinel that is silent this long is given up (pinged four times as often), 5s at most
+    /// A Redis or Sentinel silent this long is given up; at most 5s, and --send-timeout
     #[arg(
         long,
         env = "TEXTO_HEARTBEAT_TIMEOUT",

@@ -8,13 +8,19 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing_subscriber::EnvFilter;
+
 use crate::address_map::AddressMap;
-use crate::cli::ServeArgs;
+use crate::cli::{Given, ServeArgs};
 use crate::client_address::TrustedProxies;
 use crate::secret::{Credentials, Secret};
+use crate::variables::{LOG, Variables};
 
 /// Descriptors that are not for clients: listeners, links to Redis and Sentinels, health requests.
 const DESCRIPTOR_RESERVE: usize = 256;
+
+/// Bytes of a node's name at the most.
+const MOST_NODE_ID: usize = 128;
 
 /// Sessions of a node at the most.
 const MOST_CONNECTIONS: usize = 1_000_000;
@@ -40,6 +46,8 @@ pub struct Config {
     pub ready_grace: Duration,
     /// Form of the log.
     pub log_format: LogFormat,
+    /// What of it is written, as `tracing_subscriber::EnvFilter` understands it.
+    pub log_filter: String,
 }
 
 /// Who carries the messages.
@@ -192,12 +200,12 @@ fn list(errors: &[String]) -> String {
 }
 
 impl Config {
-    /// Checks `args` and reads the secrets. `variable` looks up an environment variable.
+    /// Checks `args` and `variables`, and reads the secrets.
     ///
     /// # Errors
     /// Every problem found, each naming its flag and variable. Values of secrets are never part of it.
-    pub fn new(args: &ServeArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
-        let mut check = Check { errors: Vec::new(), variable: &variable };
+    pub fn new(args: &ServeArgs, variables: &Variables) -> Result<Self, ConfigErrors> {
+        let mut check = Check { errors: variables.mistakes(), variables };
         let config = check.config(args);
         match config {
             Some(config) if check.errors.is_empty() => Ok(config),
@@ -208,7 +216,7 @@ impl Config {
 
 struct Check<'a> {
     errors: Vec<String>,
-    variable: &'a dyn Fn(&str) -> Option<String>,
+    variables: &'a Variables,
 }
 
 impl Check<'_> {
@@ -242,9 +250,15 @@ impl Check<'_> {
                 LogFormat::Text
             }
         };
-        let node_id = args.node_id.clone().filter(|id| !id.is_empty()).unwrap_or_else(default_node_id);
-        if node_id.len() > 128 || node_id.contains(char::is_whitespace) || node_id.contains(char::is_control) {
-            self.invalid("node-id", &node_id, "at most 128 bytes without spaces");
+        let log_filter = self.variables.get(LOG).unwrap_or_else(|| "info".to_owned());
+        if let Err(error) = EnvFilter::try_new(&log_filter) {
+            self.errors.push(format!("{LOG}: {log_filter:?} is not valid: {error}; `info` or `texto=debug` would be"));
+        }
+        let node_id = args.node_id.clone().filter(|id| !id.is_empty()).unwrap_or_else(|| default_node_id(&host_name()));
+        // Redis takes it for the name of a connection, and nothing else there.
+        if node_id.len() > MOST_NODE_ID || !node_id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let expected = format!("at most {MOST_NODE_ID} letters, digits and signs of ASCII, without spaces");
+            self.invalid("node-id", &node_id, &expected);
         }
         if self.errors.is_empty() {
             Some(Config {
@@ -257,6 +271,7 @@ impl Check<'_> {
                 drain: DrainConfig { delay: delay?, window: window? },
                 ready_grace: ready_grace?,
                 log_format,
+                log_filter,
             })
         } else {
             None
@@ -329,11 +344,8 @@ impl Check<'_> {
         let given = |value: &Option<String>| value.clone().filter(|text| !text.trim().is_empty());
         let redis = given(&args.redis).map(|redis| self.address("redis", &redis));
         let sentinels = given(&args.sentinels).map(|list| self.sentinels(&list, &args.master_name));
-        if redis.is_some() && sentinels.is_none() && !args.address_map.trim().is_empty() {
-            self.errors.push(
-                "--address-map (TEXTO_ADDRESS_MAP) is about what Sentinels announce: give --sentinels, or leave it out"
-                    .to_owned(),
-            );
+        if sentinels.is_none() {
+            self.useless(&args.given, redis.is_some());
         }
         let topology = match (redis, sentinels) {
             (None, None) => return Some(BrokerConfig::Embedded),
@@ -353,6 +365,13 @@ impl Check<'_> {
                 address_map: Arc::new(address_map),
             },
         };
+        if heartbeat_timeout > send_timeout {
+            let expected = format!(
+                "at most as long as {}: a hang would be noticed too late for any message",
+                option("send-timeout")
+            );
+            self.invalid("heartbeat-timeout", &args.heartbeat_timeout, &expected);
+        }
         Some(BrokerConfig::Redis(RedisConfig {
             topology,
             credentials: credentials?,
@@ -360,6 +379,31 @@ impl Check<'_> {
             heartbeat_timeout: heartbeat_timeout?,
             send_timeout: send_timeout?,
         }))
+    }
+
+    /// Options for Redis without a Redis, or for Sentinels without Sentinels: somebody wanted them, and would
+    /// not notice that they are not there.
+    fn useless(&mut self, given: &[Given], has_redis: bool) {
+        let flags = given.iter().filter(|given| given.is_for_redis).map(|given| given.flag.as_str());
+        let flags = flags.filter(|flag| !["redis", "sentinels"].contains(flag)).map(|flag| (flag, option(flag)));
+        let passwords = [("redis-password", "TEXTO_REDIS_PASSWORD"), ("sentinel-password", "TEXTO_SENTINEL_PASSWORD")];
+        let passwords = passwords.into_iter().filter(|(_, variable)| self.variables.get(variable).is_some());
+        let useless = flags.chain(passwords.map(|(flag, variable)| (flag, variable.to_owned()))).filter(|(flag, _)| {
+            !has_redis || flag.starts_with("sentinel-") || ["master-name", "address-map"].contains(flag)
+        });
+        let names: Vec<_> = useless.map(|(_, name)| name).collect();
+        if names.is_empty() {
+            return;
+        }
+        let (these, sentinels, redis) = (names.join(", "), option("sentinels"), option("redis"));
+        self.errors.push(if has_redis {
+            format!("{these}: of use with Sentinels only, and none are given: add {sentinels}, or take this away")
+        } else {
+            format!(
+                "{these}: of use with Redis only, and none is given: add {sentinels} or {redis}, or take this away \
+                 for a node that works alone"
+            )
+        });
     }
 
     fn sentinels(&mut self, list: &str, master_name: &str) -> Vec<Address> {
@@ -378,7 +422,7 @@ impl Check<'_> {
     fn credentials(&mut self, peer: &str, username: &Option<String>, file: &Option<String>) -> Option<Credentials> {
         let username = username.clone().filter(|name| !name.is_empty());
         let name = format!("TEXTO_{}_PASSWORD", peer.to_uppercase());
-        let direct = (self.variable)(&name).filter(|value| !value.is_empty());
+        let direct = self.variables.get(&name);
         let password = match (direct, file.as_deref().filter(|path| !path.is_empty())) {
             (Some(_), Some(_)) => {
                 self.errors.push(format!("{name} and {name}_FILE exclude each other: set one of them"));
@@ -386,6 +430,10 @@ impl Check<'_> {
             }
             (Some(value), None) => Some(Secret::new(value)),
             (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) if text.trim().is_empty() => {
+                    self.errors.push(format!("--{peer}-password-file ({name}_FILE): the file {path:?} is empty"));
+                    return None;
+                }
                 Ok(text) => Some(Secret::new(text.trim_end_matches(['\r', '\n']))),
                 Err(error) => {
                     self.errors
@@ -453,15 +501,24 @@ impl Check<'_> {
     }
 
     fn invalid(&mut self, flag: &str, value: &str, expected: &str) {
-        let variable = flag.to_uppercase().replace('-', "_");
-        self.errors.push(format!("--{flag} (TEXTO_{variable}): {value:?} is not valid: {expected}"));
+        self.errors.push(format!("{}: {value:?} is not valid: {expected}", option(flag)));
     }
 }
 
-fn default_node_id() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    let host = if host.is_empty() { "texto" } else { host };
+/// A flag with its variable.
+fn option(flag: &str) -> String {
+    format!("--{flag} (TEXTO_{})", flag.to_uppercase().replace('-', "_"))
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
+}
+
+/// A name for a node on `host`, made fit for Redis.
+fn default_node_id(host: &str) -> String {
+    let fit = host.trim().chars().map(|c| if c.is_ascii_graphic() { c } else { '-' });
+    let host: String = fit.take(MOST_NODE_ID - 5).collect();
+    let host = if host.is_empty() { "texto" } else { &host };
     format!("{host}-{:04x}", fastrand::u16(..))
 }
 
@@ -474,13 +531,13 @@ fn descriptors() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Cli;
-    use clap::Parser;
+    use crate::cli::{Cli, Command};
 
     fn config(args: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
-        let cli = Cli::parse_from(std::iter::once(&"texto").chain(args));
-        let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
-        Config::new(&cli.serve, find).map_err(|errors| errors.to_string())
+        let cli = Cli::read(std::iter::once(&"texto").chain(args)).unwrap();
+        let variables = Variables::from_iter(variables.iter().copied());
+        let serve = if let Some(Command::Serve(serve)) = &cli.command { serve } else { &cli.serve };
+        Config::new(serve, &variables).map_err(|errors| errors.to_string())
     }
 
     #[test]
@@ -544,10 +601,66 @@ mod tests {
     fn what_could_never_work_is_refused() {
         assert!(config(&["--sentinels", " , "], &[]).unwrap_err().contains("TEXTO_SENTINELS"));
         let map = config(&["--redis", "a:1", "--address-map", "a:1=b:1"], &[]).unwrap_err();
-        assert!(map.contains("give --sentinels"), "{map}");
+        assert!(map.contains("with Sentinels only"), "{map}");
         let more = (descriptors() + 1).to_string();
         let errors = config(&["--max-connections", &more], &[]).unwrap_err();
         assert!(errors.contains("ulimit -n"), "{errors}");
+    }
+
+    #[test]
+    fn options_for_a_redis_that_is_not_given_are_refused() {
+        // What a gateway was once started with, and it was ready.
+        let variables = [("TEXTO_SENTINEL", "s:26379"), ("TEXTO_REDIS_PASSWORD", "hunter2")];
+        let errors = config(&["--master-name", "mymaster"], &variables).unwrap_err();
+        for part in ["2 errors", "did you mean TEXTO_SENTINELS?", "--master-name (TEXTO_MASTER_NAME), TEXTO_REDIS_PASS"]
+        {
+            assert!(errors.contains(part), "{part} is not in: {errors}");
+        }
+        // Each flag under that heading alone, except for the two that name servers.
+        let command = <Cli as clap::CommandFactory>::command();
+        let flags = command.get_arguments().filter(|flag| flag.get_help_heading() == Some("Redis"));
+        let flags: Vec<_> = flags.filter_map(|flag| flag.get_long()).collect();
+        assert!(flags.len() >= 9, "{flags:?}");
+        for flag in flags.into_iter().filter(|flag| !["redis", "sentinels"].contains(flag)) {
+            let name = option(flag);
+            for words in [vec![format!("--{flag}=1")], vec!["serve".to_owned(), format!("--{flag}=1")]] {
+                let words: Vec<_> = words.iter().map(String::as_str).collect();
+                let errors = config(&words, &[]).unwrap_err();
+                let line = errors.lines().find(|line| line.contains("of use with Redis only"));
+                assert!(line.is_some_and(|line| line.contains(&name)), "{errors}");
+            }
+        }
+        config(&["--master-name", "", "--redis-username="], &[("TEXTO_REDIS_PASSWORD", "")]).unwrap();
+        let errors = config(&["--redis", "r:6379"], &[("TEXTO_SENTINEL_PASSWORD", "hunter2")]).unwrap_err();
+        assert!(errors.contains("TEXTO_SENTINEL_PASSWORD: of use with Sentinels only"), "{errors}");
+    }
+
+    #[test]
+    fn a_node_has_a_name_that_redis_takes() {
+        for bad in ["köln-1", "two words", "tab\there", &"x".repeat(129)] {
+            assert!(config(&["--node-id", bad], &[]).unwrap_err().contains("--node-id (TEXTO_NODE_ID)"), "{bad}");
+        }
+        assert_eq!(config(&["--node-id", "node-{1}/a"], &[]).unwrap().node_id, "node-{1}/a");
+        for host in ["köln-1\n", "two words", "", " \n", &"ü".repeat(200)] {
+            let name = default_node_id(host);
+            config(&[&format!("--node-id={name}")], &[]).unwrap();
+        }
+        assert!(default_node_id("köln-1\n").starts_with("k-ln-1-"));
+    }
+
+    #[test]
+    fn durations_that_contradict_one_another_are_refused() {
+        let durations = ["--send-timeout", "2s", "--heartbeat-timeout", "3s"];
+        let errors = config(&[&["--redis", "r:1"], &durations[..]].concat(), &[]).unwrap_err();
+        assert!(errors.contains("--heartbeat-timeout (TEXTO_HEARTBEAT_TIMEOUT)"), "{errors}");
+        config(&["--redis", "r:1", "--send-timeout", "20s", "--heartbeat-timeout", "5s"], &[]).unwrap();
+    }
+
+    #[test]
+    fn a_filter_of_the_log_that_makes_no_sense_is_named() {
+        let errors = config(&[], &[("TEXTO_LOG", "texto=loud")]).unwrap_err();
+        assert!(errors.contains("TEXTO_LOG: \"texto=loud\""), "{errors}");
+        assert_eq!(config(&[], &[("TEXTO_LOG", "")]).unwrap().log_filter, "info");
     }
 
     #[test]
@@ -560,6 +673,9 @@ mod tests {
         let read = config(&["--redis", "r:6379", "--redis-password-file", path], &[]).unwrap();
         let BrokerConfig::Redis(redis) = read.broker else { panic!("not Redis") };
         assert_eq!(redis.credentials.password, Some(Secret::new("hunter3")));
+        std::fs::write(file.path(), "\r\n").unwrap();
+        let empty = config(&["--redis", "r:6379", "--redis-password-file", path], &[]).unwrap_err();
+        assert!(empty.contains("is empty"), "{empty}");
         let both = config(&["--redis-password-file", path], &[("TEXTO_REDIS_PASSWORD", "hunter2")]).unwrap_err();
         assert!(both.contains("TEXTO_REDIS_PASSWORD_FILE") && !both.contains("hunter"));
     }

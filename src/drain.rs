@@ -5,8 +5,10 @@
 //!    └──────────────────── SIGINT, or a second signal ────────────▲
 //! ```
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -29,6 +31,29 @@ pub struct Shutdown {
     pub stop: CancellationToken,
 }
 
+impl Shutdown {
+    /// Turns SIGTERM into an order to drain, SIGINT and a second one into one to stop, while the future is polled.
+    ///
+    /// # Errors
+    /// When signals can't be had.
+    pub fn on_signals(&self) -> std::io::Result<impl Future<Output = Infallible> + use<>> {
+        let Self { drain, stop } = self.clone();
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(async move {
+            tokio::select! {
+                _ = interrupt.recv() => stop.cancel(),
+                _ = terminate.recv() => drain.cancel(),
+            }
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            stop.cancel();
+            std::future::pending().await
+        })
+    }
+}
+
 /// Waits for a signal, then sees the sessions off. Returns when all are gone, or told to be, within
 /// the delay, the window and a few seconds; it never waits for Redis.
 pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, registry: &Registry) {
@@ -41,6 +66,11 @@ pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, regi
             }
         }
     }
+    stop(health, registry);
+}
+
+/// Tells all sessions to end now.
+pub fn stop(health: &Health, registry: &Registry) {
     health.advance(Lifecycle::Stopped);
     for client in registry.clients() {
         registry.close(client, CloseOrder::Stop);

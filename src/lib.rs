@@ -9,13 +9,15 @@
 //! - Nothing in [`registry`] and [`outbox`] awaits; nothing there can be filled without bound.
 //! - Every `send` is answered once: the duty is a value ([`outbox::ReplyTo`]) that answers when dropped.
 //! - [`broker::redis::publisher`] and [`sentinel::machine`] decide without sockets and without a clock.
-//! - Nothing is global but the look-ups of names ([`resolver`]): two gateways live in one process.
-//! - Every wait on the network has a deadline, and every task belongs to a tracker that a drain waits for.
+//! - Nothing is global, but for the log and the look-ups of names ([`resolver`]): two gateways live in one process.
+//! - Every wait on the network has a deadline, and every task belongs to [`tasks`], which a drain waits for.
+//! - Nobody but the thread of [`logging`] waits for standard error.
 
 pub mod address_map;
 pub mod cli;
 pub mod config;
 pub mod secret;
+pub mod variables;
 
 pub mod client_address;
 pub mod http;
@@ -24,6 +26,7 @@ pub mod protocol;
 pub mod registry;
 pub mod server;
 pub mod session;
+pub mod tasks;
 pub mod websocket;
 
 pub mod backoff;

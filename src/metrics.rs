@@ -206,6 +206,14 @@ impl Metrics {
         let _ = self.replay_channels.remove_label_values(&[&address]);
     }
 
+    /// Shows a counter of somebody else's as well.
+    ///
+    /// # Errors
+    /// When its name is taken.
+    pub fn add(&self, counter: IntCounter) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(counter))
+    }
+
     /// Counts an `error` frame.
     pub fn error(&self, code: ErrorCode) {
         // The two lists have the same order and length by construction.

@@ -1,7 +1,7 @@
 //! Owns the wiring of a gateway and its accept loop.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use hyper::body::Incoming;
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use warp::filters::BoxedFilter;
 use warp::reply::Response as WarpResponse;
 
@@ -25,9 +25,12 @@ use crate::config::{BrokerConfig, Config, TopologyConfig};
 use crate::drain::{self, Shutdown};
 use crate::health::Health;
 use crate::http::{self as routes, App, SocketPermit};
+use crate::logging::Log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::repeats::Repeats;
 use crate::session::Context;
+use crate::tasks::{TaskEnded, Tasks};
 
 /// Connections beyond the sessions: health checks, metrics, handshakes, the web client.
 const OTHER_SOCKETS: usize = 128;
@@ -40,7 +43,10 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why a gateway could not run.
+/// EX_SOFTWARE: a fault of the program's own.
+pub const EXIT_SOFTWARE: u8 = 70;
+
+/// Why a gateway could not run, or not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A socket option was refused.
@@ -49,24 +55,39 @@ pub enum ServerError {
     /// Metrics collide.
     #[error("the metrics can't be set up: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The gateway ran, but can do so no longer.
+    #[error(transparent)]
+    Task(#[from] TaskEnded),
+}
+
+impl ServerError {
+    /// What the program ends with, as in sysexits.h where that has a code for it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listener(_) | Self::Metrics(_) => 1,
+            Self::Task(_) => EXIT_SOFTWARE,
+        }
+    }
 }
 
 /// Runs a gateway on `listener`, and its metrics on `admin` if that is given, until `shutdown` has
-/// been signalled and every session is gone or told to go.
+/// been signalled and every session is gone or told to go. What it runs can be seen in `tasks`.
 ///
 /// # Errors
-/// When it can't start. What happens to Redis is no error: the gateway starts and lives without it.
+/// When it can't start, or a task that it needs has ended; sessions are told to go elsewhere then. What
+/// happens to Redis is no error: the gateway starts and lives without it.
 pub async fn run(
     config: Config,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: Shutdown,
+    tasks: Tasks,
+    log: &Log,
 ) -> Result<(), ServerError> {
     let metrics = Arc::new(Metrics::new(&config.node_id)?);
+    metrics.add(log.lines_dropped())?;
     let registry = Arc::new(Registry::default());
-    let tasks = TaskTracker::new();
-    let end = CancellationToken::new();
-    let broker = start_broker(&config, &registry, &metrics, &tasks, &end);
+    let broker = start_broker(&config, &registry, &metrics, &tasks);
 
     let limits = config.limits;
     metrics.connections_max.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
@@ -79,9 +100,10 @@ pub async fn run(
         limits.max_connections,
         metrics.clone(),
     ));
-    let heartbeat = health.clone();
-    let cancel = end.clone();
-    tasks.spawn(async move { cancel.run_until_cancelled(heartbeat.run_heartbeat()).await });
+    let (heartbeat, end) = (health.clone(), tasks.end().clone());
+    tasks.spawn_vital("heartbeat", tasks.end(), async move {
+        end.run_until_cancelled(heartbeat.run_heartbeat()).await;
+    });
 
     let context = Arc::new(Context { registry: registry.clone(), broker, metrics, limits });
     let sessions = TaskTracker::new();
@@ -89,43 +111,56 @@ pub async fn run(
     let app = App { context, health: health.clone(), seats, sessions: sessions.clone(), trusted_proxies };
     announce(&config, &listener, admin.as_ref())?;
     let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));
-    let acceptor = |routes, sockets| Acceptor {
-        routes,
-        sockets,
-        header_timeout: limits.header_timeout,
-        tasks: tasks.clone(),
-        end: end.clone(),
-    };
+    let acceptor =
+        |routes, sockets| Acceptor { routes, sockets, header_timeout: limits.header_timeout, tasks: tasks.clone() };
     set_options(&listener, limits.write_timeout)?;
-    tasks.spawn(acceptor(routes::public(app.clone(), admin.is_none()), sockets).run(listener));
+    let public = acceptor(routes::public(app.clone(), admin.is_none()), sockets);
+    tasks.spawn_vital("acceptor", tasks.end(), public.run(listener));
     if let Some(admin) = admin {
         let sockets = Arc::new(Semaphore::new(OTHER_SOCKETS));
-        tasks.spawn(acceptor(routes::admin(app), sockets).run(admin));
+        tasks.spawn_vital("admin acceptor", tasks.end(), acceptor(routes::admin(app), sockets).run(admin));
     }
 
-    drain::run(config.drain, &shutdown, &health, &registry).await;
+    let result = until_over(&config, shutdown, &tasks, &health, &registry).await;
     sessions.close();
     let told = tokio::time::timeout(LAST, sessions.wait()).await.is_ok();
-    end.cancel();
-    tasks.close();
-    let done = tokio::time::timeout(LAST, tasks.wait()).await.is_ok();
-    info!(clean = told && done, "stopped");
-    Ok(())
+    let done = tasks.finish(LAST).await;
+    info!(clean = result.is_ok() && told && done, "stopped");
+    Ok(result?)
 }
 
-fn start_broker(
+/// Returns when every session is gone or told to go: by a drain, or because a task is missing.
+async fn until_over(
     config: &Config,
+    shutdown: Shutdown,
+    tasks: &Tasks,
+    health: &Arc<Health>,
     registry: &Arc<Registry>,
-    metrics: &Arc<Metrics>,
-    tasks: &TaskTracker,
-    end: &CancellationToken,
-) -> Arc<dyn Broker> {
+) -> Result<(), TaskEnded> {
+    let drained = CancellationToken::new();
+    let drain = {
+        let (config, drained, health, registry) = (config.drain, drained.clone(), health.clone(), registry.clone());
+        async move {
+            drain::run(config, &shutdown, &health, &registry).await;
+            drained.cancel();
+        }
+    };
+    tasks.spawn_vital("drain", &drained, drain);
+    tokio::select! {
+        () = drained.cancelled() => Ok(()),
+        ended = tasks.ended() => {
+            error!("stopping: {ended}");
+            drain::stop(health, registry);
+            Err(ended)
+        }
+    }
+}
+
+fn start_broker(config: &Config, registry: &Arc<Registry>, metrics: &Arc<Metrics>, tasks: &Tasks) -> Arc<dyn Broker> {
     let (registry, metrics) = (registry.clone(), metrics.clone());
     match &config.broker {
         BrokerConfig::Embedded => Arc::new(Embedded::new(registry, metrics)),
-        BrokerConfig::Redis(redis) => {
-            Arc::new(RedisBroker::start(redis, &config.node_id, registry, metrics, tasks, end))
-        }
+        BrokerConfig::Redis(redis) => Arc::new(RedisBroker::start(redis, &config.node_id, registry, metrics, tasks)),
     }
 }
 
@@ -166,24 +201,26 @@ struct Acceptor {
     routes: BoxedFilter<(WarpResponse,)>,
     sockets: Arc<Semaphore>,
     header_timeout: Duration,
-    tasks: TaskTracker,
-    end: CancellationToken,
+    tasks: Tasks,
 }
 
 impl Acceptor {
     async fn run(self, listener: TcpListener) {
-        let end = self.end.clone();
+        let end = self.tasks.end().clone();
         end.run_until_cancelled(self.run_inner(listener)).await;
     }
 
     async fn run_inner(self, listener: TcpListener) {
+        let mut failures = Repeats::default();
         loop {
             // Nobody is accepted that there is no descriptor for; they wait in the backlog.
             let Ok(permit) = self.sockets.clone().acquire_owned().await else { return };
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
+                    if let Some(again) = failures.note(Instant::now(), &error.to_string()) {
+                        warn!(%error, "a connection could not be accepted{again}");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -201,7 +238,7 @@ impl Acceptor {
                 .max_buf_size(HEAD_BYTES)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
-            let end = self.end.clone();
+            let end = self.tasks.end().clone();
             self.tasks.spawn(async move {
                 tokio::pin!(connection);
                 let result = tokio::select! {

@@ -80,6 +80,7 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
     let client = Uuid::new_v4();
     let outbox = Arc::new(Outbox::new(client, &context.limits));
     let held = Held::new(&context.metrics.connections);
+    let mut closed = Closed { label: "panicked", metrics: context.metrics.clone() };
     let entry = Entry::new(&context, outbox.clone());
     let mut session = Session {
         client,
@@ -95,8 +96,9 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
     // Nobody reaches the client from here on, and it counts as gone, while it reads the close frame.
     drop(entry);
     drop(held);
+    closed.label = end.label();
+    drop(closed);
     let metrics = &session.context.metrics;
-    metrics.sessions_closed.with_label_values(&[end.label()]).inc();
     if end == End::SlowReader {
         metrics.slow_readers.inc();
         metrics.outbox_dropped.inc_by(session.outbox.discard() as u64);
@@ -115,6 +117,18 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         _ => {}
     }
     end
+}
+
+/// Counts a session that ended, also when that was a panic.
+struct Closed {
+    label: &'static str,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.metrics.sessions_closed.with_label_values(&[self.label]).inc();
+    }
 }
 
 /// The session's place in registry and broker; dropping it gives both up.

@@ -256,7 +256,7 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
     let options = ["--replicaof", HOST, &master.port.to_string()];
     let other = RedisServer::start(HOST, folder.path(), &options, None).await.unwrap();
     let mut sentinels = Sentinels::start(master.port, &[replica.port, other.port]).await;
-    let (tasks, cancel) = (tokio_util::task::TaskTracker::new(), tokio_util::sync::CancellationToken::new());
+    let tasks = texto::tasks::Tasks::default();
     let metrics = Arc::new(texto::metrics::Metrics::new("test").unwrap());
     let addresses: Vec<texto::config::Address> =
         sentinels.servers.iter().map(|sentinel| sentinel.address().parse().unwrap()).collect();
@@ -266,7 +266,7 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
         address_map: Arc::new(AddressMap::default()),
         limit: Duration::from_secs(1),
     };
-    let watcher = Watcher::start(&addresses, settings, metrics, &tasks, &cancel);
+    let watcher = Watcher::start(&addresses, settings, metrics, &tasks);
     let mut topology = watcher.topology();
     let known = topology.wait_for(|topology| topology.replicas.len() == 2);
     tokio::time::timeout(LIMIT, known).await.unwrap().unwrap();
@@ -328,7 +328,7 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
     }
     master.kill();
     tokio::time::timeout(LIMIT, watcher.alarmed()).await.unwrap();
-    cancel.cancel();
+    assert!(tasks.finish(LIMIT).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

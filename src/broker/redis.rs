@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::DropGuard;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -25,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
 use crate::registry::{DEDUPE_WINDOW, Registry};
 use crate::sentinel::{self, Topology, Watcher};
+use crate::tasks::Tasks;
 
 /// A server that does not answer for this long is helped out by the others.
 const HEDGE: Duration = Duration::from_millis(100);
@@ -64,6 +64,7 @@ pub(crate) struct Shared {
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
+    tasks: Tasks,
     /// Servers without a link, when that was last said.
     without: Mutex<usize>,
 }
@@ -89,14 +90,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl RedisBroker {
-    /// Starts to look for Redis. Its tasks run on `tasks` until `cancel`.
+    /// Starts to look for Redis. Its tasks run until those of the gateway end.
     pub fn start(
         config: &RedisConfig,
         node_id: &str,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
-        cancel: &CancellationToken,
+        tasks: &Tasks,
     ) -> Self {
         let now = Instant::now();
         let (topology, watcher, address_map) = match &config.topology {
@@ -111,7 +111,7 @@ impl RedisBroker {
                     address_map: address_map.clone(),
                     limit: config.heartbeat_timeout,
                 };
-                let watcher = Watcher::start(sentinels, settings, metrics.clone(), tasks, cancel);
+                let watcher = Watcher::start(sentinels, settings, metrics.clone(), tasks);
                 (watcher.topology(), Some(watcher), Some(address_map.clone()))
             }
         };
@@ -143,17 +143,15 @@ impl RedisBroker {
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
+            tasks: tasks.clone(),
             without: Mutex::default(),
         });
-        let clock = shared.clone();
-        let clock_cancel = cancel.clone();
-        tasks.spawn(async move {
-            clock_cancel.run_until_cancelled(clock.run_clock()).await;
+        let (clock, keeper) = (shared.clone(), shared.clone());
+        tasks.spawn_vital("clock", tasks.end(), async move {
+            clock.tasks.end().run_until_cancelled(clock.run_clock()).await;
         });
-        let keeper = shared.clone();
-        let (keeper_tasks, keeper_cancel) = (tasks.clone(), cancel.clone());
-        tasks.spawn(async move {
-            keeper_cancel.run_until_cancelled(keeper.run_keeper(&keeper_tasks, &keeper_cancel)).await;
+        tasks.spawn_vital("keeper", tasks.end(), async move {
+            keeper.tasks.end().run_until_cancelled(keeper.run_keeper()).await;
         });
         Self { shared }
     }
@@ -285,14 +283,14 @@ impl Shared {
     }
 
     /// Lets the links follow the topology.
-    async fn run_keeper(self: &Arc<Self>, tasks: &TaskTracker, cancel: &CancellationToken) {
+    async fn run_keeper(self: &Arc<Self>) {
         let mut topology = self.topology.clone();
         let slots = lock(&self.fleet).slots();
         let mut period = tokio::time::interval(Duration::from_secs(1));
         loop {
             let now_topology = topology.borrow_and_update().clone();
             self.note_switch(&now_topology);
-            self.converge(&now_topology, tasks, cancel);
+            self.converge(&now_topology);
             self.roles_changed();
             tokio::select! {
                 changed = topology.changed() => if changed.is_err() {
@@ -334,15 +332,15 @@ impl Shared {
         }
     }
 
-    fn converge(self: &Arc<Self>, topology: &Topology, tasks: &TaskTracker, cancel: &CancellationToken) {
+    fn converge(self: &Arc<Self>, topology: &Topology) {
         let changes = lock(&self.fleet).apply(
             Instant::now(),
             topology,
             |running| running.link.stage(),
             |slot| {
                 let link = Arc::new(Link::new(slot));
-                let end = cancel.child_token();
-                tasks.spawn(link.clone().run(self.clone(), end.clone()));
+                let end = self.tasks.end().child_token();
+                self.tasks.spawn_vital("link", &end, link.clone().run(self.clone(), end.clone()));
                 RunningLink { link, _end: end.drop_guard() }
             },
         );

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::SentinelStatus;
@@ -21,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::config::Address;
 use crate::metrics::Metrics;
 use crate::repeats::Repeats;
+use crate::tasks::Tasks;
 
 /// How often a Sentinel is asked in quiet times, and for how long how often in others.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -47,8 +47,7 @@ pub struct Watcher {
 struct Conversations {
     settings: Settings,
     metrics: Arc<Metrics>,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
+    tasks: Tasks,
     machine: Mutex<Machine>,
     topology: watch::Sender<Topology>,
     /// Counts hints; each Sentinel's task asks anew when it grows.
@@ -93,20 +92,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Watcher {
-    /// Starts to watch. Its tasks run on `tasks` until `cancel`.
-    pub fn start(
-        sentinels: &[Address],
-        settings: Settings,
-        metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
-        cancel: &CancellationToken,
-    ) -> Self {
+    /// Starts to watch. Its tasks run until those of the gateway end.
+    pub fn start(sentinels: &[Address], settings: Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Self {
         let now = Instant::now();
         let shared = Arc::new(Conversations {
             settings,
             metrics,
             tasks: tasks.clone(),
-            cancel: cancel.clone(),
             machine: Mutex::new(Machine::new(sentinels)),
             topology: watch::channel(Topology::default()).0,
             hints: watch::channel(0).0,
@@ -173,7 +165,7 @@ impl Conversations {
     }
 
     fn watch(self: Arc<Self>, address: Address, discovered: bool) {
-        let cancel = self.cancel.child_token();
+        let cancel = self.tasks.end().child_token();
         let known = Watched {
             cancel: cancel.clone(),
             reachable: false,
@@ -182,7 +174,7 @@ impl Conversations {
             said: Repeats::default(),
         };
         lock(&self.sentinels).insert(address.clone(), known);
-        self.tasks.clone().spawn(async move {
+        self.tasks.clone().spawn_vital("watcher", &cancel.clone(), async move {
             let pause_most = if discovered { PAUSE_MOST_DISCOVERED } else { PAUSE_MOST };
             let backoff = Backoff::new(PAUSE_FIRST, pause_most);
             cancel.run_until_cancelled(self.converse(&address, backoff)).await;

@@ -219,7 +219,8 @@ impl Attempt<'_> {
 
         let synced = Arc::new(Notify::new());
         let mut subscriber = JoinSet::new();
-        subscriber.spawn(subscriptions(link.clone(), shared.clone(), synced.clone(), sub_reader, sub_writer));
+        let task = subscriptions(link.clone(), shared.clone(), synced.clone(), sub_reader, sub_writer);
+        shared.tasks.note("subscriptions", subscriber.spawn(task));
         let publish = self.publishing(&mut reader, &mut writer);
         tokio::pin!(publish);
         loop {

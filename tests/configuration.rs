@@ -1,0 +1,75 @@
+//! What a program is given by its environment: mistakes end it before it listens, what others set does not.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use texto_lab::gateway::Gateway;
+use texto_lab::process::until;
+use texto_lab::redis_server::RedisServer;
+use tokio::process::Command;
+
+const LIMIT: Duration = Duration::from_secs(15);
+const BINARY: &str = env!("CARGO_BIN_EXE_texto");
+
+/// What the program says at its end, which must come before it listens.
+async fn refusal(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(BINARY);
+    command.args(["--listen", "127.0.0.1:0"]).args(arguments).envs(variables.iter().copied()).kill_on_drop(true);
+    let output = tokio::time::timeout(LIMIT, command.output()).await.expect("it runs").unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variable_misspelt_does_not_start_a_gateway_without_redis() {
+    let variables =
+        [("TEXTO_SENTINEL", "s:26379"), ("TEXTO_REDIS_PASSWORD", "hunter2"), ("TEXTO_MASTER_NAME", "mymaster")];
+    let text = refusal(&[], &variables).await;
+    assert!(text.contains("TEXTO_SENTINEL is not a variable of Texto: did you mean TEXTO_SENTINELS?"), "{text}");
+    assert!(text.contains("TEXTO_REDIS_PASSWORD: of use with Redis only"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_redis_refuses_is_refused_before() {
+    assert!(refusal(&["--node-id", "köln-1"], &[]).await.contains("TEXTO_NODE_ID"));
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    // All that is allowed, in two names.
+    let signs: Vec<char> = ('!'..='~').collect();
+    for name in signs.chunks(64).map(String::from_iter) {
+        let arguments = ["--redis", &redis.address(), &format!("--node-id={name}")];
+        let gateway = Gateway::start(Path::new(BINARY), &arguments, &[]).await.unwrap();
+        gateway.wait_ready(LIMIT).await.unwrap();
+        until("Redis knows it", LIMIT, async || {
+            redis.command::<String>(&["CLIENT", "LIST"]).await.ok()?.contains(&name).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// Kubernetes sets these in the pods of the README's manifest, whose Service is named `texto`.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kubernetes_sets_for_a_service_does_not_keep_a_gateway_from_starting() {
+    let variables = [
+        ("TEXTO_SERVICE_HOST", "10.96.0.7"),
+        ("TEXTO_SERVICE_PORT", "8398"),
+        ("TEXTO_SERVICE_PORT_HTTP", "8398"),
+        ("TEXTO_PORT", "tcp://10.96.0.7:8398"),
+        ("TEXTO_PORT_8398_TCP", "tcp://10.96.0.7:8398"),
+        ("TEXTO_PORT_8398_TCP_PROTO", "tcp"),
+        ("TEXTO_PORT_8398_TCP_PORT", "8398"),
+        ("TEXTO_PORT_8398_TCP_ADDR", "10.96.0.7"),
+    ];
+    let gateway = Gateway::start(Path::new(BINARY), &[], &variables).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    // Whoever only asks does not judge variables.
+    let mut command = Command::new(BINARY);
+    command.args(["healthcheck", "--listen", &gateway.address.to_string()]).env("TEXTO_SENTINEL", "s:26379");
+    assert!(command.status().await.unwrap().success());
+}

@@ -1,0 +1,175 @@
+//! Tasks that panic or end by themselves: a node stops, or goes on whole, but never half.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use texto::broker::embedded::Embedded;
+use texto::broker::{Broker, BrokerStatus, Message};
+use texto::cli::Cli;
+use texto::client_address::TrustedProxies;
+use texto::config::Config;
+use texto::drain::Shutdown;
+use texto::health::Health;
+use texto::http::{self as routes, App};
+use texto::logging::Log;
+use texto::metrics::Metrics;
+use texto::outbox::ReplyTo;
+use texto::registry::Registry;
+use texto::server::{self, ServerError};
+use texto::session::Context;
+use texto::tasks::{TaskEnded, Tasks};
+use texto::variables::Variables;
+use texto_lab::client::{Answer, Client};
+use texto_lab::cluster::{Cluster, ClusterOptions};
+use texto_lab::http;
+use texto_lab::process::until;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A gateway in this process, whose tasks the test can end.
+struct Gateway {
+    address: SocketAddr,
+    admin: SocketAddr,
+    tasks: Tasks,
+    shutdown: Shutdown,
+    run: JoinHandle<Result<(), ServerError>>,
+}
+
+fn config(arguments: &[&str]) -> Config {
+    let cli = Cli::read(["texto"].iter().chain(arguments)).unwrap();
+    Config::new(&cli.serve, &Variables::default()).unwrap()
+}
+
+impl Gateway {
+    async fn start(cluster: &Cluster) -> Self {
+        let config = config(&["--sentinels", &cluster.sentinel_addresses()]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, admin_address) = (listener.local_addr().unwrap(), admin.local_addr().unwrap());
+        let (tasks, shutdown) = (Tasks::default(), Shutdown::default());
+        let (own, signals) = (tasks.clone(), shutdown.clone());
+        let run = tokio::spawn(async move {
+            let log = Log::to_stderr().unwrap();
+            server::run(config, listener, Some(admin), signals, own, &log).await
+        });
+        let gateway = Self { address, admin: admin_address, tasks, shutdown, run };
+        gateway.is_whole(cluster).await;
+        gateway
+    }
+
+    /// Waits until all links are synced.
+    async fn is_whole(&self, cluster: &Cluster) {
+        until("every server has a link", LIMIT, async || {
+            let body = http::get(self.address, "/readyz", "").await.ok()?.body;
+            (body.matches(r#""state":"synced""#).count() == cluster.servers.len()).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// Every kind of task, ended from outside as a fault of the program would end it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_ends_by_itself_ends_the_gateway_or_is_started_again() {
+    let cluster = Cluster::start(&ClusterOptions::default()).await.unwrap();
+    let vital = ["acceptor", "admin acceptor", "clock", "drain", "heartbeat", "keeper", "link", "watcher"];
+    for name in vital {
+        let gateway = Gateway::start(&cluster).await;
+        let names: BTreeSet<_> = gateway.tasks.names().into_iter().collect();
+        assert_eq!(names, vital.into_iter().chain(["subscriptions"]).collect(), "a kind of task is not in this test");
+        let mut client = Client::connect(gateway.address).await.unwrap();
+        gateway.tasks.abort(name);
+        let told = client.closed(LIMIT).await.unwrap_or_else(|error| panic!("it lives on without {name}: {error}"));
+        assert_eq!(told, 1001, "its clients are told");
+        drop(client);
+        let ended = tokio::time::timeout(LIMIT, gateway.run).await.unwrap().unwrap().unwrap_err();
+        assert!(matches!(ended, ServerError::Task(TaskEnded::Returned(ended)) if ended == name), "{ended}");
+        assert_eq!(ended.exit_code(), 70);
+    }
+
+    let gateway = Gateway::start(&cluster).await;
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    gateway.tasks.abort("subscriptions");
+    until("every link was lost once", LIMIT, async || {
+        let text = http::get(gateway.admin, "/metrics", "").await.ok()?.body;
+        let lost = text.lines().filter(|line| line.starts_with("texto_link_failures_total{") && line.ends_with(" 1"));
+        (lost.count() == cluster.servers.len()).then_some(())
+    })
+    .await
+    .unwrap();
+    gateway.is_whole(&cluster).await;
+    assert_eq!(client.send(client.id, "to myself").await.unwrap(), Answer::Ack);
+    gateway.shutdown.stop.cancel();
+    gateway.run.await.unwrap().unwrap();
+    assert!(gateway.tasks.names().is_empty());
+}
+
+/// Panics when a message says so.
+#[derive(Debug)]
+struct Fragile(Embedded);
+
+impl Broker for Fragile {
+    fn publish(&self, message: Message, reply: ReplyTo) {
+        assert!(message.text != "panic", "on purpose");
+        self.0.publish(message, reply);
+    }
+
+    fn joined(&self, client: Uuid) {
+        self.0.joined(client);
+    }
+
+    fn left(&self, client: Uuid) {
+        self.0.left(client);
+    }
+
+    fn status(&self) -> BrokerStatus {
+        self.0.status()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_panics_takes_nothing_with_it() {
+    let limits = config(&[]).limits;
+    let metrics = Arc::new(Metrics::new("test").unwrap());
+    let registry = Arc::new(Registry::default());
+    let broker = Arc::new(Fragile(Embedded::new(registry.clone(), metrics.clone())));
+    let seats = Arc::new(tokio::sync::Semaphore::new(10));
+    let health = Arc::new(Health::new("test", LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
+    let context = Arc::new(Context { registry: registry.clone(), broker, metrics: metrics.clone(), limits });
+    let trusted_proxies = Arc::new(TrustedProxies::default());
+    let app = App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies };
+    let service = TowerToHyperService::new(warp::service(routes::public(app, true)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = Tasks::default();
+    let connections = tasks.clone();
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+            connections.spawn(async { drop(connection.with_upgrades().await) });
+        }
+    });
+
+    let mut bad = Client::connect(address).await.unwrap();
+    let mut a = Client::connect(address).await.unwrap();
+    let mut b = Client::connect(address).await.unwrap();
+    assert_eq!((registry.len(), metrics.connections.get()), (3, 3));
+    assert!(bad.send(a.id, "panic").await.unwrap_err().to_string().contains("1006"));
+    until("it is gone", LIMIT, async || (seats.available_permits() == 8).then_some(())).await.unwrap();
+    assert_eq!((registry.len(), metrics.connections.get()), (2, 2));
+    assert!(metrics.render().unwrap().contains("texto_sessions_closed_total{reason=\"panicked\"} 1"));
+    assert_eq!(a.send(bad.id, "still there?").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
+    assert_eq!(a.send(b.id, "and you?").await.unwrap(), Answer::Ack);
+    assert_eq!(b.receive().await.unwrap().1, "and you?");
+}
