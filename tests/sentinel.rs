@@ -438,3 +438,24 @@ async fn a_sentinel_that_flaps_is_a_few_lines() {
     println!("{} lines", about_it.len());
     assert!(about_it.len() <= 8, "{} lines: {about_it:#?}", about_it.len());
 }
+
+/// A name that only the hosts file knows, of a host that has gone from one of its two networks.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_address_of_a_name_is_tried_within_the_deadline() {
+    let network = Network::new(1).expect("only root can make network namespaces, with iproute2 and iptables");
+    let (place, gateway_host) = network.place(0);
+    let home = network.home();
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start(HOST, folder.path(), &["--bind", HOST, &home], None).await.unwrap();
+    // The address that nobody has is nearer to the gateway's own, so it comes first.
+    let nobody = format!("{}.250", gateway_host.rsplit_once('.').unwrap().0);
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1 localhost\n{nobody} redis.test\n{home} redis.test\n")).unwrap();
+    let mount = ["unshare", "--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""];
+    let before = place.into_iter().chain(mount.map(str::to_owned)).chain([hosts.to_str().unwrap().to_owned()]);
+    let address = format!("redis.test:{}", redis.port);
+    let listen = format!("{gateway_host}:0");
+    let before: Vec<_> = before.collect();
+    let gateway = Gateway::start_within(&before, &listen, binary(), &["--redis", &address], &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+}
