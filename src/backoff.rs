@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Backoff {
     base: Duration,
     cap: Duration,
-    attempt: u32,
+    next: Duration,
     random: fastrand::Rng,
 }
 
@@ -20,23 +20,24 @@ impl Backoff {
 
     /// The same, with a source of randomness that a test can seed.
     pub fn with_random(base: Duration, cap: Duration, random: fastrand::Rng) -> Self {
-        Self { base, cap, attempt: 0, random }
+        Self { base, cap, next: Duration::ZERO, random }
+    }
+
+    /// From now on waits at most `cap`. A longer one is grown into, from where the waits are.
+    pub fn set_cap(&mut self, cap: Duration) {
+        self.cap = cap;
     }
 
     /// How long to wait before the next attempt; the first wait is zero.
     pub fn next_delay(&mut self) -> Duration {
-        let attempt = self.attempt;
-        self.attempt = attempt.saturating_add(1);
-        let Some(doublings) = attempt.checked_sub(1) else {
-            return Duration::ZERO;
-        };
-        let full = self.base.saturating_mul(1 << doublings.min(20)).min(self.cap);
+        let full = self.next.min(self.cap);
+        self.next = full.saturating_mul(2).clamp(self.base.min(self.cap), self.cap);
         full.mul_f64(0.5 + 0.5 * self.random.f64())
     }
 
     /// The peer is fine again.
     pub fn reset(&mut self) {
-        self.attempt = 0;
+        self.next = Duration::ZERO;
     }
 }
 
@@ -57,5 +58,17 @@ mod tests {
         assert!(backoff.next_delay() >= cap / 2);
         backoff.reset();
         assert_eq!(backoff.next_delay(), Duration::ZERO);
+    }
+    #[test]
+    fn grows_into_a_longer_cap_and_falls_to_a_shorter_one() {
+        let (base, short, long) = (Duration::from_millis(10), Duration::from_millis(200), Duration::from_secs(30));
+        let mut backoff = Backoff::with_random(base, short, fastrand::Rng::with_seed(7));
+        (0..100).for_each(|_| assert!(backoff.next_delay() <= short));
+        backoff.set_cap(long);
+        assert!(backoff.next_delay() <= short * 2, "not at once");
+        let longest = (0..20).map(|_| backoff.next_delay()).max().unwrap_or_default();
+        assert!(longest >= long / 2);
+        backoff.set_cap(short);
+        assert!(backoff.next_delay() <= short);
     }
 }

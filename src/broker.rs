@@ -11,6 +11,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::outbox::ReplyTo;
+use crate::sentinel::SentinelStatus;
 
 /// A message on its way from a session of this node.
 #[derive(Debug)]
@@ -73,17 +74,6 @@ pub struct BrokerStatus {
     pub sentinels: Vec<SentinelStatus>,
     /// The links to Redis servers.
     pub links: Vec<LinkStatus>,
-}
-
-/// A Sentinel, seen from this node.
-#[derive(Clone, Debug, Serialize)]
-pub struct SentinelStatus {
-    /// Its address.
-    pub address: String,
-    /// Whether it answers.
-    pub reachable: bool,
-    /// Why not.
-    pub reason: Option<String>,
 }
 
 /// A link to a Redis server.

@@ -126,6 +126,16 @@ pub struct ServeArgs {
     /// Name under which the Sentinels know the master
     #[arg(long, env = "TEXTO_MASTER_NAME", default_value = "mymaster", value_name = "NAME", help_heading = "Redis")]
     pub master_name: String,
+    /// Where servers and Sentinels are reached that Sentinel announces by addresses of another network
+    #[arg(
+        long,
+        env = "TEXTO_ADDRESS_MAP",
+        default_value = "",
+        value_name = "ANNOUNCED=REACHABLE,…",
+        hide_default_value = true,
+        help_heading = "Redis"
+    )]
+    pub address_map: String,
     /// One Redis without Sentinel; with neither this nor --sentinels: the embedded broker
     #[arg(long, env = "TEXTO_REDIS", value_name = "HOST:PORT", help_heading = "Redis")]
     pub redis: Option<String>,

@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::address_map::AddressMap;
 use crate::cli::{Given, ServeArgs};
 use crate::client_address::TrustedProxies;
 use crate::secret::{Credentials, Password};
@@ -52,6 +54,7 @@ pub struct Config {
 }
 
 /// Who carries the messages.
+#[allow(clippy::large_enum_variant)] // There is one in a program.
 #[derive(Clone, Debug)]
 pub enum BrokerConfig {
     /// This process alone.
@@ -88,6 +91,8 @@ pub enum TopologyConfig {
         master_name: String,
         /// For the Sentinels themselves.
         credentials: Credentials,
+        /// What the addresses mean here that they announce.
+        address_map: Arc<AddressMap>,
     },
 }
 
@@ -336,6 +341,12 @@ impl Check<'_> {
         };
         let credentials = self.credentials("redis", &args.redis_username, &args.redis_password_file);
         let sentinel_credentials = self.credentials("sentinel", &args.sentinel_username, &args.sentinel_password_file);
+        let address_map = AddressMap::parse(&args.address_map).unwrap_or_else(|errors| {
+            for (part, expected) in errors {
+                self.invalid("address-map", &part, &expected);
+            }
+            AddressMap::default()
+        });
         let given = |value: &Option<String>| value.clone().filter(|text| !text.trim().is_empty());
         let redis = given(&args.redis).map(|redis| self.address("redis", &redis));
         let sentinels = given(&args.sentinels).map(|list| self.sentinels(&list, &args.master_name));
@@ -357,6 +368,7 @@ impl Check<'_> {
                 sentinels,
                 master_name: args.master_name.clone(),
                 credentials: sentinel_credentials?,
+                address_map: Arc::new(address_map),
             },
         };
         if heartbeat_timeout > send_timeout {
@@ -382,9 +394,9 @@ impl Check<'_> {
         let flags = flags.filter(|flag| !["redis", "sentinels"].contains(flag)).map(|flag| (flag, option(flag)));
         let passwords = [("redis-password", "TEXTO_REDIS_PASSWORD"), ("sentinel-password", "TEXTO_SENTINEL_PASSWORD")];
         let passwords = passwords.into_iter().filter(|(_, variable)| self.variables.get(variable).is_some());
-        let useless = flags
-            .chain(passwords.map(|(flag, variable)| (flag, variable.to_owned())))
-            .filter(|(flag, _)| !has_redis || flag.starts_with("sentinel-") || *flag == "master-name");
+        let useless = flags.chain(passwords.map(|(flag, variable)| (flag, variable.to_owned()))).filter(|(flag, _)| {
+            !has_redis || flag.starts_with("sentinel-") || ["master-name", "address-map"].contains(flag)
+        });
         let names: Vec<_> = useless.map(|(_, name)| name).collect();
         if names.is_empty() {
             return;
@@ -561,6 +573,8 @@ mod tests {
                 "10.0.0.0/8,here,there",
                 "--redis-password-file",
                 "/nowhere/secret",
+                "--address-map",
+                "a:1=b:1,nowhere,a:1=c:1",
                 "--max-connections",
                 "99999999999999999999",
                 "--heartbeat-timeout",
@@ -570,7 +584,7 @@ mod tests {
         )
         .unwrap_err();
         for part in [
-            "10 errors",
+            "12 errors",
             "--listen (TEXTO_LISTEN)",
             "TEXTO_SEND_TIMEOUT",
             "exclude each other",
@@ -579,6 +593,8 @@ mod tests {
             "\"here\"",
             "\"there\"",
             "/nowhere/secret",
+            "TEXTO_ADDRESS_MAP): \"nowhere\"",
+            "a:1 is given twice",
             "TEXTO_MAX_CONNECTIONS",
             "TEXTO_HEARTBEAT_TIMEOUT",
         ] {
@@ -589,6 +605,8 @@ mod tests {
     #[test]
     fn what_could_never_work_is_refused() {
         assert!(config(&["--sentinels", " , "], &[]).unwrap_err().contains("TEXTO_SENTINELS"));
+        let map = config(&["--redis", "a:1", "--address-map", "a:1=b:1"], &[]).unwrap_err();
+        assert!(map.contains("with Sentinels only"), "{map}");
         let more = (descriptors() + 1).to_string();
         let errors = config(&["--max-connections", &more], &[]).unwrap_err();
         assert!(errors.contains("ulimit -n"), "{errors}");

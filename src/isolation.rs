@@ -51,7 +51,7 @@ async fn until_back(broker: &dyn Broker) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::SentinelStatus;
+    use crate::sentinel::SentinelStatus;
 
     #[test]
     fn who_reaches_a_sentinel_bears_an_outage_longer() {

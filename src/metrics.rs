@@ -5,7 +5,9 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::config::Address;
 use crate::protocol::ErrorCode;
+use crate::resolver;
 use crate::transport::Arrived;
 use crate::transport::envelope::Foreign;
 use crate::transport::inbox::Arrival;
@@ -72,6 +74,8 @@ pub struct Metrics {
     pub replay_duration: Histogram,
     /// Channels in the last replay.
     pub replay_channels: GaugeVec,
+    /// Names that are being looked up, each by a thread.
+    look_ups: IntGauge,
     /// 0 serving, 1 waiting for load balancers, 2 closing sessions, 3 stopped.
     pub drain_state: IntGauge,
     /// 1 when ready.
@@ -202,6 +206,7 @@ impl Metrics {
                 let opts = Opts::new("texto_replay_channels", "Channels in the last replay of a link.");
                 r.add(GaugeVec::new(opts, &["address"])?)?
             },
+            look_ups: r.gauge("texto_name_lookups", "Host names that are being looked up, each by a thread.")?,
             drain_state: r.gauge(
                 "texto_drain_state",
                 "0 serving, 1 waiting for load balancers, 2 closing sessions, 3 stopped.",
@@ -209,6 +214,16 @@ impl Metrics {
             ready: r.gauge("texto_ready", "1 when the node takes new sessions.")?,
             registry,
         })
+    }
+
+    /// Takes the series of a Redis server away that has no link any more.
+    pub fn forget_server(&self, address: &Address) {
+        let address = address.to_string();
+        // One that never got far has not all of them.
+        let _ = self.link_state.remove_label_values(&[&address]);
+        let _ = self.heartbeat.remove_label_values(&[&address]);
+        let _ = self.link_failures.remove_label_values(&[&address]);
+        let _ = self.replay_channels.remove_label_values(&[&address]);
     }
 
     /// Shows a counter of somebody else's as well.
@@ -232,6 +247,7 @@ impl Metrics {
     /// # Errors
     /// When a metric can't be encoded.
     pub fn render(&self) -> Result<String, prometheus::Error> {
+        self.look_ups.set(i64::try_from(resolver::under_way()).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))

@@ -171,6 +171,14 @@ impl Gateway {
         Ok(kib * 1024)
     }
 
+    /// Threads that it has now.
+    ///
+    /// # Errors
+    /// When /proc does not say.
+    pub fn threads(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/task", self.process.pid()))?.count())
+    }
+
     /// Processor time in seconds, spent so far.
     ///
     /// # Errors

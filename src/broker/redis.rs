@@ -1,7 +1,7 @@
 //! Owns the broker over Redis: topology in, links kept, bytes to and from the transport.
 
 pub mod connection;
-mod fleet;
+pub mod fleet;
 pub mod link;
 mod probe;
 mod publishing;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::DropGuard;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -23,8 +24,7 @@ use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
 use crate::registry::Registry;
-use crate::repeats::Repeats;
-use crate::sentinel::{Topology, Watcher};
+use crate::sentinel::{self, Topology, Watcher};
 use crate::tasks::Tasks;
 use crate::transport::envelope::{Channel, Foreign, Hello, Tag, VERSION, body};
 use crate::transport::peers::HELLO_EVERY;
@@ -61,12 +61,20 @@ pub(crate) struct Shared {
     ticker: Notify,
     /// Versions of the wire format that others write and this node can't read, once each in the log.
     strange: Mutex<BTreeSet<Foreign>>,
-    fleet: Mutex<Fleet>,
-    repeats: Mutex<Repeats>,
+    fleet: Mutex<Fleet<RunningLink>>,
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
     tasks: Tasks,
+    /// Servers without a link, when that was last said.
+    without: Mutex<usize>,
+}
+
+/// A link and its task, which ends with this.
+#[derive(Debug)]
+struct RunningLink {
+    link: Arc<Link>,
+    _end: DropGuard,
 }
 
 #[derive(Debug)]
@@ -100,15 +108,20 @@ impl RedisBroker {
         tasks: &Tasks,
     ) -> Self {
         let now = Instant::now();
-        let (topology, watcher) = match &config.topology {
+        let (topology, watcher, address_map) = match &config.topology {
             TopologyConfig::Fixed(address) => {
                 let fixed = Topology { master: Some(address.clone()), ..Topology::default() };
-                (watch::channel(fixed).1, None)
+                (watch::channel(fixed).1, None, None)
             }
-            TopologyConfig::Sentinel { sentinels, master_name, credentials } => {
-                let limit = config.heartbeat_timeout;
-                let watcher = Watcher::start(sentinels, master_name, credentials, limit, metrics.clone(), tasks);
-                (watcher.topology(), Some(watcher))
+            TopologyConfig::Sentinel { sentinels, master_name, credentials, address_map } => {
+                let settings = sentinel::Settings {
+                    master_name: master_name.clone(),
+                    credentials: credentials.clone(),
+                    address_map: address_map.clone(),
+                    limit: config.heartbeat_timeout,
+                };
+                let watcher = Watcher::start(sentinels, settings, metrics.clone(), tasks);
+                (watcher.topology(), Some(watcher), Some(address_map.clone()))
             }
         };
         let times = Times { send: config.send_timeout, hedge: HEDGE, settle: SETTLE, max_bytes: MAX_PENDING_BYTES };
@@ -124,12 +137,12 @@ impl RedisBroker {
             wakes: std::array::from_fn(|_| Notify::new()),
             ticker: Notify::new(),
             strange: Mutex::default(),
-            fleet: Mutex::default(),
-            repeats: Mutex::default(),
+            fleet: Mutex::new(Fleet::new(config.standby_subscriptions, address_map)),
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
             tasks: tasks.clone(),
+            without: Mutex::default(),
         });
         let (clock, keeper) = (shared.clone(), shared.clone());
         tasks.spawn_vital("clock", tasks.end(), async move {
@@ -227,11 +240,11 @@ impl Shared {
 
     fn link_up(&self, link: &Link) {
         self.roles_changed();
-        self.with_sender(|sender, now, actions| sender.link_up(now, link.id, actions));
+        self.with_sender(|sender, now, actions| sender.link_up(now, link.id(), actions));
     }
 
     fn link_synced(&self, link: &Link, channels: usize, took: Duration) {
-        let address = link.address.to_string();
+        let address = link.address().to_string();
         if link.is_news_that_synced() {
             let took_ms = took.as_secs_f64() * 1000.0;
             info!(%address, channels, took_ms, "link to Redis synced: channels replayed");
@@ -240,13 +253,13 @@ impl Shared {
         #[allow(clippy::cast_precision_loss)] // Not before 2^53 channels.
         self.metrics.replay_channels.with_label_values(&[&address]).set(channels as f64);
         let mut actions = Actions::default();
-        self.transport.link_synced(Instant::now(), link.id, &mut actions);
+        self.transport.link_synced(Instant::now(), link.id(), &mut actions);
         self.act(actions);
         self.note_usable();
     }
 
     fn link_lost(&self, link: &Link, was: LinkState) {
-        self.with_sender(|sender, now, actions| sender.link_lost(now, link.id, actions));
+        self.with_sender(|sender, now, actions| sender.link_lost(now, link.id(), actions));
         self.roles_changed();
         self.note_usable();
         // One that was lost before tells the Sentinels' watcher nothing new.
@@ -261,7 +274,7 @@ impl Shared {
             return;
         };
         let master = self.master_link();
-        if master.is_none_or(|master| master.id == link.id) {
+        if master.is_none_or(|master| master.id() == link.id()) {
             outbox.confirm_subscription();
         }
     }
@@ -269,23 +282,19 @@ impl Shared {
     /// The link to the node that is master for Sentinel and calls itself so.
     fn master_link(&self) -> Option<Arc<Link>> {
         let master = self.topology.borrow().master.clone()?;
-        lock(&self.fleet).get(&master).filter(|link| link.is_master()).cloned()
-    }
-
-    /// Whether the server at `address` ought to answer, as far as the Sentinels know.
-    fn expects(&self, address: &Address) -> bool {
-        self.topology.borrow().expects(address)
+        let fleet = lock(&self.fleet);
+        fleet.get(&master).map(|running| running.link.clone()).filter(|link| link.is_master())
     }
 
     /// Tells the transport who is master.
     fn roles_changed(&self) {
-        let master = self.master_link().map(|link| link.id);
+        let master = self.master_link().map(|link| link.id());
         self.metrics.master_linked.set(i64::from(master.is_some()));
         self.with_sender(|sender, now, actions| sender.set_master(now, master, actions));
     }
 
     fn note_usable(&self) {
-        let usable = lock(&self.fleet).links().any(|link| link.stage() == LinkState::Synced);
+        let usable = lock(&self.fleet).links().any(|(running, _)| running.link.stage() == LinkState::Synced);
         let mut state = lock(&self.usable);
         if usable {
             state.since_not = None;
@@ -319,6 +328,7 @@ impl Shared {
     /// Lets the links follow the topology.
     async fn run_keeper(self: &Arc<Self>) {
         let mut topology = self.topology.clone();
+        let slots = lock(&self.fleet).slots();
         let mut period = tokio::time::interval(Duration::from_secs(1));
         loop {
             let now_topology = topology.borrow_and_update().clone();
@@ -331,6 +341,7 @@ impl Shared {
                     period.tick().await;
                 },
                 _ = period.tick() => {}
+                () = slots.freed() => {} // Somebody may have waited for it.
                 () = self.alarmed() => {
                     self.with_sender(|sender, now, actions| sender.disturb(now, actions));
                 }
@@ -365,22 +376,33 @@ impl Shared {
     }
 
     fn converge(self: &Arc<Self>, topology: &Topology) {
-        let standby = self.config.standby_subscriptions;
-        let (start, without) = lock(&self.fleet).converge(Instant::now(), topology, standby, self.tasks.end());
-        for (link, cancel) in start {
-            let run = link.run(self.clone(), cancel.clone());
-            self.tasks.spawn_vital("link", &cancel, run);
+        let changes = lock(&self.fleet).apply(
+            Instant::now(),
+            topology,
+            |running| running.link.stage(),
+            |slot| {
+                let link = Arc::new(Link::new(slot));
+                let end = self.tasks.end().child_token();
+                self.tasks.spawn_vital("link", &end, link.clone().run(self.clone(), end.clone()));
+                RunningLink { link, _end: end.drop_guard() }
+            },
+        );
+        for address in changes.left {
+            info!(%address, "link to Redis given up: the server left the topology");
         }
-        if let Some(address) = without
-            && let Some(again) = lock(&self.repeats).note(Instant::now(), "too many")
-        {
-            warn!(%address, most = MAX_LINKS, "too many Redis servers: no link to this one{again}");
+        for address in changes.yielded {
+            info!(%address, "link to a dead Redis given up: a living one needs its place");
         }
+        let mut without = lock(&self.without);
+        if changes.without > *without {
+            warn!(servers = changes.without, most = MAX_LINKS, "more Redis servers than links: the dead have none");
+        }
+        *without = changes.without;
     }
 
     /// Whoever is connected, wants or no longer wants their messages.
     fn changed(&self, client: Uuid) {
-        let links: Vec<_> = lock(&self.fleet).links().cloned().collect();
+        let links: Vec<_> = lock(&self.fleet).links().map(|(running, _)| running.link.clone()).collect();
         for link in links {
             link.changed(client);
         }
@@ -422,7 +444,7 @@ impl Broker for RedisBroker {
         let shared = &self.shared;
         let topology = shared.topology.borrow().clone();
         let links: Vec<_> =
-            lock(&shared.fleet).links().map(|link| link.status(topology.expects(&link.address))).collect();
+            lock(&shared.fleet).links().map(|(running, expected)| running.link.status(expected)).collect();
         let (sentinels, problem) = match &shared.watcher {
             Some(watcher) => watcher.status(),
             None => (Vec::new(), None),

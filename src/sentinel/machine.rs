@@ -14,6 +14,8 @@ use crate::config::Address;
 
 /// How long most Sentinels must agree on an older epoch before it is believed.
 const ANEW: Duration = Duration::from_secs(30);
+/// Sentinels to be asked at the most, beside the configured ones. Dead ones stay in the others' lists for ever.
+const MOST_DISCOVERED: usize = 32;
 
 /// Which Redis servers there are, as far as the Sentinels know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,8 +60,19 @@ pub struct View {
     pub master_down: bool,
     /// The replicas.
     pub replicas: Vec<Replica>,
-    /// The other Sentinels: run id and address.
-    pub sentinels: Vec<(String, Address)>,
+    /// The other Sentinels.
+    pub sentinels: Vec<Peer>,
+}
+
+/// A Sentinel as another one knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its run id.
+    pub id: String,
+    /// Its address.
+    pub address: Address,
+    /// Whether it is held for dead.
+    pub down: bool,
 }
 
 /// What happened.
@@ -73,7 +86,7 @@ pub enum Event {
 
 /// What follows from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Actions {
+pub struct Consequences {
     /// The topology is another one now.
     pub changed: bool,
     /// Sentinels to be asked from now on.
@@ -88,22 +101,26 @@ pub struct Actions {
 #[derive(Debug)]
 pub struct Machine {
     topology: Topology,
-    sentinels: BTreeMap<Address, Known>,
+    sentinels: BTreeMap<Address, KnownSentinel>,
     /// Since when most Sentinels have agreed on an older epoch, and which.
     older: Option<(u64, Instant)>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownSentinel {
     configured: bool,
     id: Option<String>,
+    /// Whether whoever named it last holds it for dead.
+    down: bool,
     view: Option<View>,
 }
 
 impl Machine {
     /// Starts with the Sentinels that the configuration names.
     pub fn new(configured: &[Address]) -> Self {
-        let known = |address: &Address| (address.clone(), Known { configured: true, id: None, view: None });
+        let known = |address: &Address| {
+            (address.clone(), KnownSentinel { configured: true, id: None, down: false, view: None })
+        };
         Self { topology: Topology::default(), sentinels: configured.iter().map(known).collect(), older: None }
     }
 
@@ -113,72 +130,78 @@ impl Machine {
     }
 
     /// Takes in an event that happens at `now`.
-    pub fn apply(&mut self, now: Instant, event: Event) -> Actions {
-        let mut actions = Actions::default();
+    pub fn apply(&mut self, now: Instant, event: Event) -> Consequences {
+        let mut follows = Consequences::default();
         match event {
             Event::Answered(sentinel, view) => {
                 let Some(known) = self.sentinels.get_mut(&sentinel) else {
-                    return actions; // Forgotten a moment ago.
+                    return follows; // Forgotten a moment ago.
                 };
                 known.id.clone_from(&view.id);
                 known.view = Some(view.clone());
-                self.learn_sentinels(&sentinel, &view, &mut actions);
+                self.learn_sentinels(&sentinel, &view, &mut follows);
             }
             Event::Lost(sentinel) => {
-                let Some(known) = self.sentinels.get_mut(&sentinel) else { return actions };
+                let Some(known) = self.sentinels.get_mut(&sentinel) else { return follows };
                 known.view = None;
-                let named = self.views().any(|view| view.sentinels.iter().any(|(_, other)| *other == sentinel));
+                let named = self.views().any(|view| view.sentinels.iter().any(|peer| peer.address == sentinel));
                 if self.sentinels.get(&sentinel).is_some_and(|known| !known.configured) && !named {
                     self.sentinels.remove(&sentinel);
-                    actions.forget.push(sentinel);
+                    follows.forget.push(sentinel);
                 }
             }
         }
         if let Some(epoch) = self.counts_anew(now) {
             self.topology.epoch = epoch;
-            actions.begun_anew = Some(epoch);
+            follows.begun_anew = Some(epoch);
         }
         let topology = self.decide();
-        actions.changed = topology != self.topology;
+        follows.changed = topology != self.topology;
         self.topology = topology;
-        actions
+        follows
     }
 
     fn views(&self) -> impl Iterator<Item = &View> {
         self.sentinels.values().filter_map(|known| known.view.as_ref())
     }
 
-    /// A Sentinel is known once, whether by the name in the configuration or by what others call it.
-    fn learn_sentinels(&mut self, from: &Address, view: &View, actions: &mut Actions) {
+    /// A Sentinel is known once, whether by the name in the configuration or by what others call it. Only an entry
+    /// that answers stands for its id: one that moved leaves its old address behind.
+    fn learn_sentinels(&mut self, from: &Address, view: &View, follows: &mut Consequences) {
         if let Some(id) = &view.id {
-            let twins: Vec<Address> = self
-                .sentinels
-                .iter()
-                .filter(|(address, known)| *address != from && known.id.as_ref() == Some(id))
-                .map(|(address, _)| address.clone())
-                .collect();
-            for twin in twins {
-                // One in the configuration stays; but as long as it can't be reached, it doesn't stand for its id.
-                let Some(other) = self.sentinels.get(&twin) else { continue };
-                let dropped = match (other.configured, other.view.is_some()) {
-                    (false, _) => twin,
-                    (true, true) => from.clone(),
-                    (true, false) => continue,
-                };
-                if self.sentinels.get(&dropped).is_some_and(|known| !known.configured) {
-                    self.sentinels.remove(&dropped);
-                    actions.forget.push(dropped);
+            let others =
+                self.sentinels.iter().filter(|(address, known)| *address != from && known.id.as_ref() == Some(id));
+            let twins: Vec<_> =
+                others.map(|(address, known)| (address.clone(), known.configured, known.view.is_some())).collect();
+            for (twin, configured, answers) in twins {
+                let from_configured = self.sentinels.get(from).is_some_and(|known| known.configured);
+                if !configured {
+                    self.sentinels.remove(&twin);
+                    follows.forget.push(twin);
+                } else if answers && !from_configured && self.sentinels.remove(from).is_some() {
+                    follows.forget.push(from.clone());
                 }
             }
         }
-        for (id, address) in &view.sentinels {
-            let known = self.sentinels.contains_key(address)
-                || self.sentinels.values().any(|known| known.id.as_ref() == Some(id) && known.view.is_some());
-            if !known {
-                let new = Known { configured: false, id: Some(id.clone()), view: None };
-                self.sentinels.insert(address.clone(), new);
-                actions.watch.push(address.clone());
+        for Peer { id, address, down } in &view.sentinels {
+            if let Some(known) = self.sentinels.get_mut(address) {
+                known.down = *down;
+                continue;
             }
+            if self.sentinels.values().any(|known| known.id.as_ref() == Some(id) && known.view.is_some()) {
+                continue;
+            }
+            if self.sentinels.values().filter(|known| !known.configured).count() >= MOST_DISCOVERED {
+                // The dead make room for one that is said to be alive.
+                let is_dead = |known: &KnownSentinel| !known.configured && known.down && known.view.is_none();
+                let dead = self.sentinels.iter().find(|(_, known)| is_dead(known)).map(|(address, _)| address.clone());
+                let Some(dead) = dead.filter(|_| !down) else { continue };
+                self.sentinels.remove(&dead);
+                follows.forget.push(dead);
+            }
+            let new = KnownSentinel { configured: false, id: Some(id.clone()), down: *down, view: None };
+            self.sentinels.insert(address.clone(), new);
+            follows.watch.push(address.clone());
         }
     }
 
@@ -245,7 +268,11 @@ mod tests {
         View { id: None, master: address(master), epoch, master_down: false, replicas: vec![], sentinels: vec![] }
     }
 
-    fn apply(machine: &mut Machine, event: Event) -> Actions {
+    fn peer(id: &str, port: u16) -> Peer {
+        Peer { id: id.to_owned(), address: address(port), down: false }
+    }
+
+    fn apply(machine: &mut Machine, event: Event) -> Consequences {
         machine.apply(Instant::now(), event)
     }
 
@@ -285,46 +312,20 @@ mod tests {
     #[test]
     fn a_sentinel_is_known_once_by_whatever_name() {
         let mut machine = Machine::new(&[address(1)]);
-        let peers = vec![("b".to_owned(), address(2)), ("a".to_owned(), address(9))];
-        let first = View { id: Some("a".to_owned()), sentinels: peers, ..view(6379, 1) };
+        let first = View { id: Some("a".to_owned()), sentinels: vec![peer("b", 2), peer("a", 9)], ..view(6379, 1) };
         assert_eq!(apply(&mut machine, answered(1, first)).watch, [address(2)], "it names another and itself");
 
         // Two names in the configuration and a discovered third one, all for the same Sentinel.
         let mut machine = Machine::new(&[address(1), address(7)]);
-        let named = View { sentinels: vec![("a".to_owned(), address(9))], ..view(6379, 1) };
+        let named = View { sentinels: vec![peer("a", 9)], ..view(6379, 1) };
         assert_eq!(apply(&mut machine, answered(7, named)).watch, [address(9)]);
         let same = |from| answered(from, View { id: Some("a".to_owned()), ..view(6379, 1) });
         assert!(apply(&mut machine, same(9)).forget.is_empty());
         assert_eq!(apply(&mut machine, same(1)).forget, [address(9)], "the name in the configuration stays");
-        let named = View { sentinels: vec![("b".to_owned(), address(2))], ..view(6379, 1) };
+        let named = View { sentinels: vec![peer("b", 2)], ..view(6379, 1) };
         assert_eq!(apply(&mut machine, answered(7, named)).watch, [address(2)]);
         let gone = apply(&mut machine, Event::Lost(address(2)));
         assert!(gone.forget.is_empty(), "others still name it");
-    }
-
-    #[test]
-    fn sentinels_that_move_one_after_the_other_are_all_asked_where_they_are_now() {
-        let mut machine = machine();
-        let id = |at: u16| Some(["a", "b", "c"][usize::from(at % 10) - 1].to_owned());
-        // What each says of the others, by where they are at the moment.
-        let said = |from: u16, at: [u16; 3]| {
-            let others = at.into_iter().filter(|other| *other != from);
-            let sentinels = others.map(|other| (id(other).unwrap(), address(other))).collect();
-            answered(from, View { id: id(from), sentinels, ..view(6379, 1) })
-        };
-        let mut at = [1, 2, 3];
-        for from in at {
-            apply(&mut machine, said(from, at));
-        }
-        for moved in 0..3 {
-            let (old, new) = (at[moved], at[moved] + 10);
-            apply(&mut machine, Event::Lost(address(old)));
-            at[moved] = new;
-            let other = at[(moved + 1) % 3];
-            assert_eq!(apply(&mut machine, said(other, at)).watch, [address(new)]);
-            assert!(apply(&mut machine, said(new, at)).forget.is_empty(), "the old address can't be reached");
-        }
-        assert!(apply(&mut machine, answered(12, view(6380, 2))).changed, "a failover is noticed");
     }
 
     #[test]
@@ -343,6 +344,45 @@ mod tests {
         assert_eq!(machine.topology().master, Some(address(6379)));
         machine.apply(at(81), answered(3, view(6380, 7)));
         assert_eq!(machine.topology().master, Some(address(6380)), "one that knows more was only away");
+    }
+
+    #[test]
+    fn an_entry_that_does_not_answer_does_not_stand_for_its_id() {
+        let mut machine = Machine::new(&[address(1), address(2)]);
+        let from = |id: &str, others: &[(&str, u16)]| View {
+            id: Some(id.to_owned()),
+            sentinels: others.iter().map(|(id, port)| peer(id, *port)).collect(),
+            ..view(6379, 1)
+        };
+        apply(&mut machine, answered(1, from("a", &[("b", 2)])));
+        apply(&mut machine, answered(2, from("b", &[("a", 1)])));
+        // B moves to 12: its id is known, but nobody answers for it any more.
+        apply(&mut machine, Event::Lost(address(2)));
+        assert_eq!(apply(&mut machine, answered(1, from("a", &[("b", 12)]))).watch, [address(12)]);
+        assert!(apply(&mut machine, answered(12, from("b", &[("a", 1)]))).forget.is_empty());
+        // Then A, and B once more; then B back to where the configuration has it.
+        apply(&mut machine, Event::Lost(address(1)));
+        assert_eq!(apply(&mut machine, answered(12, from("b", &[("a", 11)]))).watch, [address(11)]);
+        apply(&mut machine, answered(11, from("a", &[("b", 12)])));
+        apply(&mut machine, Event::Lost(address(12)));
+        assert_eq!(apply(&mut machine, answered(11, from("a", &[("b", 22)]))).watch, [address(22)]);
+        assert_eq!(apply(&mut machine, answered(22, from("b", &[("a", 11)]))).forget, [address(12)]);
+        assert_eq!(apply(&mut machine, answered(2, from("b", &[("a", 11)]))).forget, [address(22)]);
+    }
+
+    #[test]
+    fn sentinels_that_died_long_ago_keep_nobody_from_being_asked() {
+        let mut machine = Machine::new(&[address(1)]);
+        // As where each new pod has a new id: the lists are full of those that are gone.
+        let dead = (0..500).map(|n| Peer { down: true, ..peer(&format!("dead {n}"), 1000 + n) });
+        let listed: Vec<_> = dead.chain([peer("alive", 2), peer("also alive", 3)]).collect();
+        let first = apply(&mut machine, answered(1, View { sentinels: listed.clone(), ..view(6379, 1) }));
+        assert_eq!(machine.sentinels.len(), 1 + MOST_DISCOVERED);
+        assert!(first.watch.contains(&address(2)) && first.watch.contains(&address(3)));
+        assert!(!first.forget.contains(&address(2)), "it has had no time to answer");
+        apply(&mut machine, answered(2, View { id: Some("alive".to_owned()), ..view(6379, 1) }));
+        let again = apply(&mut machine, answered(1, View { sentinels: listed, ..view(6379, 1) }));
+        assert!(!again.forget.contains(&address(2)));
     }
 
     proptest! {

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use crate::config::Address;
+use crate::resolver;
 use crate::secret::{Credentials, Password};
 
 /// A reply longer than this is not Redis speaking: no message comes near it.
@@ -306,8 +306,7 @@ pub async fn open(
     name: &str,
     limit: Duration,
 ) -> Result<(Reader, Writer), ConnectionError> {
-    let connect = TcpStream::connect((address.host.as_str(), address.port));
-    let stream = timeout(limit, connect).await.map_err(|_| ConnectionError::Silent(limit))??;
+    let stream = resolver::connect(&address.host, address.port, limit).await?;
     let socket = socket2::SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
     let keepalive =

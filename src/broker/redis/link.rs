@@ -16,43 +16,30 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::connection::{self, ConnectionError, Role};
+use super::fleet::Slot;
 use super::probe::probe;
 use super::publishing::publishing;
 use super::subscriptions::subscriptions;
-use crate::backoff::Backoff;
 use crate::broker::{LinkState, LinkStatus};
 use crate::config::Address;
 use crate::repeats::Repeats;
 use crate::transport::sender::LinkId;
 
-/// Pauses between attempts.
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-const PAUSE_MOST: Duration = Duration::from_millis(200);
-/// The same for a server that answers, but refuses: it will still do so in a moment.
-const PAUSE_REFUSED: Duration = Duration::from_secs(5);
-/// The same for one that the Sentinels hold for dead, and that has been away for this long: unless they change their
-/// mind, it will not be back in a moment.
-const PAUSE_DEAD: Duration = Duration::from_secs(30);
 /// A link that has held for so long may start anew at once.
 const HELD: Duration = Duration::from_secs(5);
 
 /// One server's link: the part of it that others may look at.
 #[derive(Debug)]
 pub struct Link {
-    /// Its place in the publisher.
-    pub id: LinkId,
-    /// The server.
-    pub address: Address,
+    /// Its number and its server.
+    slot: Slot,
     state: Mutex<State>,
     /// Clients whose wish to be subscribed may have changed; the registry knows what they wish.
     dirty: Mutex<HashSet<Uuid>>,
     pub(super) dirty_wake: Notify,
-    /// There is reason to try again now.
-    hurry: Notify,
     repeats: Mutex<Repeats>,
     /// Whether the log has said that it is lost, and so shall say that it is back.
     said_lost: AtomicBool,
-    over: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -69,19 +56,26 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Link {
     /// A link that is not connected yet.
-    pub fn new(id: LinkId, address: Address) -> Self {
+    pub fn new(slot: Slot) -> Self {
         let state = State { stage: LinkState::Connecting, role: None, reason: None };
         Self {
-            id,
-            address,
+            slot,
             state: Mutex::new(state),
             dirty: Mutex::default(),
             dirty_wake: Notify::new(),
-            hurry: Notify::new(),
             repeats: Mutex::default(),
             said_lost: AtomicBool::new(true),
-            over: AtomicBool::new(false),
         }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> LinkId {
+        self.slot.id
+    }
+
+    /// The server.
+    pub fn address(&self) -> &Address {
+        &self.slot.address
     }
 
     /// `client` came or went.
@@ -106,7 +100,7 @@ impl Link {
     pub fn status(&self, expected: bool) -> LinkStatus {
         let state = lock(&self.state);
         LinkStatus {
-            address: self.address.to_string(),
+            address: self.address().to_string(),
             state: state.stage,
             role: state.role.as_ref().map(|role| match role {
                 Role::Master => "master",
@@ -119,19 +113,10 @@ impl Link {
 
     /// Keeps the link up until `cancel`.
     pub(super) async fn run(self: Arc<Self>, shared: Arc<Shared>, cancel: CancellationToken) {
-        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_DEAD);
-        let mut most = PAUSE_MOST;
-        let mut away_since = Instant::now();
+        let mut backoff = self.slot.backoff();
+        let mut refused = false;
         loop {
-            let dead = !shared.expects(&self.address) && away_since.elapsed() > PAUSE_DEAD;
-            let pause = backoff.next_delay().min(if dead { PAUSE_DEAD } else { most });
-            let rest = async {
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = self.hurry.notified() => backoff.reset(),
-                }
-            };
-            if cancel.run_until_cancelled(rest).await.is_none() {
+            if cancel.run_until_cancelled(self.slot.pause(&mut backoff, refused)).await.is_none() {
                 break;
             }
             let began = Instant::now();
@@ -140,29 +125,12 @@ impl Link {
             let was = self.note_loss(&shared, ended.as_ref());
             shared.link_lost(&self, was);
             let Some(reason) = ended else { break };
-            most = if reason.is_refusal() { PAUSE_REFUSED } else { PAUSE_MOST };
+            refused = reason.is_refusal();
             if began.elapsed() >= HELD {
                 backoff.reset();
-                away_since = Instant::now();
             }
         }
-        let labels = [self.address.to_string()];
-        let labels = [labels[0].as_str()];
-        let metrics = &shared.metrics;
-        drop(metrics.link_state.remove_label_values(&labels));
-        drop(metrics.link_failures.remove_label_values(&labels));
-        drop(metrics.heartbeat.remove_label_values(&labels));
-        drop(metrics.replay_channels.remove_label_values(&labels));
-        self.set_over();
-    }
-
-    /// Whether its task has ended, and all that it had to say is said.
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
-    }
-
-    pub(super) fn set_over(&self) {
-        self.over.store(true, Ordering::Release);
+        shared.metrics.forget_server(self.address());
     }
 
     /// Whether the log is to say that the link is synced: at first, and when it has said that it was lost.
@@ -170,24 +138,19 @@ impl Link {
         self.said_lost.swap(false, Ordering::Relaxed)
     }
 
-    /// There is reason to try again at once: the Sentinels say that the server lives, or that it is master.
-    pub fn hurry(&self) {
-        if self.stage() == LinkState::Connecting {
-            self.hurry.notify_one();
-        }
-    }
-
     /// Resets the state, returns what it was, and says so in the log: once, and then ever more seldom for the same reason.
     fn note_loss(&self, shared: &Shared, reason: Option<&ConnectionError>) -> LinkState {
         let mut state = lock(&self.state);
         let was = state.stage;
-        *state = State { stage: LinkState::Connecting, role: None, reason: reason.map(ToString::to_string) };
+        *state =
+            State { stage: LinkState::Connecting, role: None, reason: reason.map(|reason| self.slot.explain(reason)) };
         drop(state);
         self.show(shared, LinkState::Connecting);
         let Some(reason) = reason else { return was };
-        let address = self.address.to_string();
+        let address = self.address().to_string();
+        let reason = self.slot.explain(reason);
         shared.metrics.link_failures.with_label_values(&[&address]).inc();
-        if let Some(again) = lock(&self.repeats).note(Instant::now(), &reason.to_string()) {
+        if let Some(again) = lock(&self.repeats).note(Instant::now(), &reason) {
             warn!(%address, ?was, %reason, "link to Redis lost, connecting again{again}");
             self.said_lost.store(true, Ordering::Relaxed);
         }
@@ -195,7 +158,7 @@ impl Link {
     }
 
     fn show(&self, shared: &Shared, stage: LinkState) {
-        let gauge = shared.metrics.link_state.with_label_values(&[self.address.to_string().as_str()]);
+        let gauge = shared.metrics.link_state.with_label_values(&[self.address().to_string().as_str()]);
         gauge.set(match stage {
             LinkState::Connecting => 0,
             LinkState::Replaying => 1,
@@ -216,7 +179,7 @@ impl Link {
         let mut state = lock(&self.state);
         let new = state.role.as_ref() != Some(&role);
         if new && state.role.is_some() {
-            info!(address = %self.address, ?role, "the role of a Redis changed");
+            info!(address = %self.address(), ?role, "the role of a Redis changed");
         }
         state.role = Some(role);
         new
@@ -253,9 +216,10 @@ impl Attempt<'_> {
     async fn run_inner(&self) -> Result<std::convert::Infallible, ConnectionError> {
         let (link, shared) = (self.link, self.shared);
         let limit = shared.config.heartbeat_timeout;
-        let open = || connection::open(&link.address, &shared.config.credentials, &shared.client_name, limit);
+        let open = || connection::open(link.address(), &shared.config.credentials, &shared.client_name, limit);
         let (mut publisher, mut subscriber) = tokio::try_join!(open(), open())?;
         let role = probe(&mut publisher, &mut subscriber, &shared.config.credentials, limit).await?;
+        link.slot.note_answer();
         link.set_role(role);
         lock(&link.dirty).clear();
         link.set_stage(shared, LinkState::Replaying);

@@ -43,12 +43,12 @@ pub(super) async fn publishing(
 }
 
 async fn write(link: &Link, shared: &Shared, writer: &mut Writer, owed: &Queue) -> Result<Infallible, ConnectionError> {
-    let wake = &shared.wakes[link.id];
+    let wake = &shared.wakes[link.id()];
     let mut beat = interval(shared.config.heartbeat_timeout / 4);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut commands = Vec::new();
     loop {
-        let batch = shared.next_batch(link.id);
+        let batch = shared.next_batch(link.id());
         let ask_role = if batch.is_empty() {
             tokio::select! {
                 () = wake.notified() => continue,
@@ -97,7 +97,7 @@ fn pack_command(commands: &mut Vec<u8>, shared: &Shared, command: &Command) {
 
 async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -> Result<Infallible, ConnectionError> {
     let limit = shared.config.heartbeat_timeout;
-    let heartbeat = shared.metrics.heartbeat.with_label_values(&[link.address.to_string().as_str()]);
+    let heartbeat = shared.metrics.heartbeat.with_label_values(&[link.address().to_string().as_str()]);
     loop {
         let mut answers = Vec::new();
         let mut heard = false;
@@ -121,7 +121,7 @@ async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -
             }
         }
         if heard {
-            shared.answered(link.id, answers);
+            shared.answered(link.id(), answers);
         }
         // ROLE is asked four times as often, so a server that lives is never silent for so long.
         timeout(limit, reader.fill()).await.map_err(|_| ConnectionError::Silent(limit))??;

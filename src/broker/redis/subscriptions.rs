@@ -68,7 +68,7 @@ pub(super) async fn subscriptions(
                 reply => match (owed.pop_front(), reply) {
                     // Whatever the answer is, it lives.
                     (Some(Owed::Role(sent)), _) => {
-                        let address = link.address.to_string();
+                        let address = link.address().to_string();
                         let trip = sent.elapsed().as_secs_f64();
                         shared.metrics.heartbeat.with_label_values(&[&address]).observe(trip);
                     }
