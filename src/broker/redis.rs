@@ -450,8 +450,13 @@ impl Broker for RedisBroker {
             None => (Vec::new(), None),
         };
         let state = lock(&shared.usable);
-        let link_problem =
-            links.iter().find_map(|link| Some(format!("Redis {}: {}", link.address, link.reason.as_ref()?)));
+        // The master's first: it is what everybody waits for.
+        let master = topology.master.as_ref().map(Address::to_string);
+        let (first, others): (Vec<_>, Vec<_>) = links.iter().partition(|link| Some(&link.address) == master.as_ref());
+        let link_problem = first
+            .into_iter()
+            .chain(others)
+            .find_map(|link| Some(format!("Redis {}: {}", link.address, link.reason.as_ref()?)));
         let usable = state.since_not.is_none();
         let reason = if topology.master.is_none() { problem.or(link_problem) } else { link_problem.or(problem) };
         BrokerStatus {
