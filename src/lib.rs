@@ -9,8 +9,6 @@
 //! - Nothing in [`registry`] and [`outbox`] awaits; nothing there can be filled without bound.
 //! - Every `send` is answered once: the duty is a value ([`outbox::ReplyTo`]) that answers when dropped.
 //! - [`transport`] and [`sentinel::machine`] decide without sockets and without a clock.
-//! - Nothing is global, but for the log: two gateways live in one process.
-//! - [`broker::redis::publisher`] and [`sentinel::machine`] decide without sockets and without a clock.
 //! - Nothing is global, but for the log and the look-ups of names ([`resolver`]): two gateways live in one process.
 //! - Every wait on the network has a deadline, and every task belongs to [`tasks`], which a drain waits for.
 //! - Nobody but the thread of [`logging`] waits for standard error.
