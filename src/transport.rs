@@ -201,15 +201,20 @@ impl<R> Transport<R> {
         Arrived::Message(arrival)
     }
 
-    /// Sends the receipts that a read has brought; those that were asked for again go on every link.
-    pub fn send_receipts(&self, gathered: &mut Gathered, actions: &mut Actions<R>) {
+    /// Sends the receipts that a read has brought; those that were asked for again go on every link, this node's own
+    /// on none.
+    pub fn send_receipts(&self, now: Instant, gathered: &mut Gathered, actions: &mut Actions<R>) {
         if gathered.first.is_empty() && gathered.again.is_empty() {
             return;
         }
         let mut sender = self.sender();
         for (side, everywhere) in [(&mut gathered.first, false), (&mut gathered.again, true)] {
             for (tag, receipts) in std::mem::take(side) {
-                sender.receipt(tag, &receipts, everywhere, actions);
+                if tag == self.peers.me() {
+                    sender.receipts(now, &receipts, actions);
+                } else {
+                    sender.receipt(now, tag, &receipts, everywhere, actions);
+                }
             }
         }
     }

@@ -217,7 +217,7 @@ impl Shared {
     /// All that a read has brought was handed on: its receipts go out.
     fn after_read(&self, gathered: &mut Gathered) {
         let mut actions = Actions::default();
-        self.transport.send_receipts(gathered, &mut actions);
+        self.transport.send_receipts(Instant::now(), gathered, &mut actions);
         self.act(actions);
     }
 

@@ -16,6 +16,7 @@
 //! lost link needs no list of what it took with it.
 
 mod link;
+mod receipts;
 mod search;
 
 use std::cmp::Reverse;
@@ -54,8 +55,7 @@ const PAUSE_FIRST: Duration = Duration::from_millis(5);
 /// What is sent again costs a token; each new message brings a tenth of one, and so does each of this.
 const TOKEN_EVERY: Duration = Duration::from_millis(5);
 const TOKENS: f64 = 500.0;
-/// Receipts for one node that wait for a link, and other words between nodes: what is dropped is asked for again.
-const RECEIPTS_MOST: usize = 65_536;
+/// Words between nodes that wait for a link: what is dropped is asked for again.
 const CONTROL_MOST: usize = 1024;
 /// Receipts in one PUBLISH.
 const RECEIPTS_AT_ONCE: usize = 4096;
@@ -242,7 +242,7 @@ impl<R> Sender<R> {
 
     /// `link` is connected and can publish.
     pub fn link_up(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
-        self.links[link] = Link { up: true, ..Link::default() };
+        self.links[link] = Link { up: true, up_since: Some(now), ..Link::default() };
         self.up |= bit(link);
         self.carriers &= !bit(link);
         if self.master == Some(link) {
@@ -253,7 +253,7 @@ impl<R> Sender<R> {
 
     /// `link` is gone, and the answers to what it had with it.
     pub fn link_lost(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
-        let lost = std::mem::take(&mut self.links[link]);
+        let mut lost = std::mem::take(&mut self.links[link]);
         self.up &= !bit(link);
         self.carriers &= !bit(link);
         if !lost.up {
@@ -262,6 +262,7 @@ impl<R> Sender<R> {
         if self.master == Some(link) {
             self.disturbed = self.disturbed.max(now);
         }
+        let untold = lost.untold();
         for sent in lost.flight {
             if let What::Count { questions, .. } = sent.what {
                 self.unasked(now, link, questions, actions);
@@ -269,6 +270,9 @@ impl<R> Sender<R> {
         }
         self.unasked(now, link, lost.questions, actions);
         self.route(now, actions);
+        for (tag, receipts) in untold {
+            self.tell(self.carriers, tag, &receipts, actions);
+        }
     }
 
     /// Takes a message. `body` goes behind its head each time it is published.
@@ -304,21 +308,6 @@ impl<R> Sender<R> {
         let on = if everywhere { self.up } else { self.carriers };
         for link in links(on) {
             self.control_on(link, channel, bytes.clone(), actions);
-        }
-    }
-
-    /// Has receipts published on the channel of the node `tag`: on the links that carry messages, or on every one.
-    pub fn receipt(&mut self, tag: Tag, receipts: &[(Number, Decision)], everywhere: bool, actions: &mut Actions<R>) {
-        let on = if everywhere { self.up } else { self.carriers };
-        for link in links(on) {
-            let slot = &mut self.links[link];
-            let waiting = slot.receipts.entry(tag).or_default();
-            if waiting.len() < RECEIPTS_MOST {
-                waiting.extend_from_slice(receipts);
-            }
-            if slot.receipts_in_flight == 0 {
-                actions.wake |= bit(link);
-            }
         }
     }
 
@@ -372,7 +361,8 @@ impl<R> Sender<R> {
                 let size = bytes.len() + OVERHEAD;
                 batch.push(Command::Control(Channel::Node(tag), bytes));
                 slot.receipts_in_flight += 1;
-                sent(slot, What::Receipts, size);
+                let elsewhere = self.carriers & bit(link) != 0;
+                sent(slot, What::Receipts(tag, if elsewhere { Vec::new() } else { receipts }), size);
             }
         }
         let full = |batch: &Vec<Command>, slot: &Link| {
@@ -465,7 +455,12 @@ impl<R> Sender<R> {
                     }
                 }
                 (What::Count { questions, .. }, _) => self.unasked(now, link, questions, actions),
-                (What::Receipts, _) => slot.receipts_in_flight -= 1,
+                (What::Receipts(tag, receipts), answer) => {
+                    slot.receipts_in_flight -= 1;
+                    if !matches!(answer, Answer::Receivers(count) if count > slot.strangers) {
+                        self.tell_by_carriers(now, link, tag, &receipts, actions);
+                    }
+                }
                 (What::Control, _) => {}
             }
         }
@@ -592,6 +587,10 @@ impl<R> Sender<R> {
                 self.links[link].suspect = true;
                 let stuck = std::mem::take(&mut self.links[link].questions);
                 self.unasked(now, link, stuck, actions);
+                let untold = if self.carriers & bit(link) == 0 { self.links[link].untold() } else { Vec::new() };
+                for (tag, receipts) in untold {
+                    self.tell_by_carriers(now, link, tag, &receipts, actions);
+                }
                 let asked: Vec<Uuid> =
                     self.searches.iter().filter(|(_, s)| s.under_way & bit(link) != 0).map(|(r, _)| *r).collect();
                 for receiver in asked {

@@ -514,7 +514,7 @@ impl World {
                     let transport = &self.nodes[node].transport;
                     let mut gathered = Gathered::default();
                     transport.arrived(now, channel.name().as_bytes(), &payload, &mut gathered, &mut actions);
-                    transport.send_receipts(&mut gathered, &mut actions);
+                    transport.send_receipts(now, &mut gathered, &mut actions);
                     self.act(node, actions);
                 }
             }

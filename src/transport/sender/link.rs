@@ -12,6 +12,10 @@ use crate::transport::envelope::{Channel, Decision, Number, Tag};
 #[derive(Debug, Default)]
 pub(super) struct Link {
     pub(super) up: bool,
+    /// Since when; a link that comes and goes is not relied on.
+    pub(super) up_since: Option<Instant>,
+    /// Until when it is not given receipts alone: some did not arrive.
+    pub(super) doubted_until: Option<Instant>,
     /// Messages from here on have not been given to it, as far as it carries.
     pub(super) cursor: Number,
     /// Messages below had been published when it began to carry.
@@ -46,11 +50,25 @@ pub(super) struct Sent {
 pub(super) enum What {
     Message(Number),
     Control,
-    Receipts,
-    Count { questions: Vec<Question>, nodes: Vec<Tag> },
+    /// With what a replica alone was given.
+    Receipts(Tag, Vec<(Number, Decision)>),
+    Count {
+        questions: Vec<Question>,
+        nodes: Vec<Tag>,
+    },
 }
 
 impl Link {
+    /// Takes the receipts of which it is not known that their nodes have them.
+    pub(super) fn untold(&mut self) -> Vec<(Tag, Vec<(Number, Decision)>)> {
+        let waiting = std::mem::take(&mut self.receipts).into_iter();
+        let sent = self.flight.iter_mut().filter_map(|sent| match &mut sent.what {
+            What::Receipts(tag, receipts) => Some((*tag, std::mem::take(receipts))),
+            _ => None,
+        });
+        waiting.chain(sent).collect()
+    }
+
     pub(super) fn owes(&self) -> bool {
         !self.flight.is_empty()
             || !self.again.is_empty()
