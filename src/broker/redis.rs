@@ -193,8 +193,13 @@ impl Shared {
         self.transport.own_channels().iter().map(|channel| channel.name().into_bytes()).collect()
     }
 
-    fn next_batch(&self, link: LinkId) -> Vec<Command> {
-        self.transport.sender().next_batch(Instant::now(), link)
+    /// What `link` is to send now, or until when it gathers.
+    fn next_batch(&self, link: LinkId) -> (Vec<Command>, Option<Instant>) {
+        let mut sender = self.transport.sender();
+        let now = Instant::now();
+        let batch = sender.next_batch(now, link);
+        let until = if batch.is_empty() { sender.gathers_until(now, link) } else { None };
+        (batch, until)
     }
 
     fn answered(&self, link: LinkId, answers: Vec<Answer>) {

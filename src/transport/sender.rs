@@ -45,6 +45,10 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// Commands and bytes that one link may have unanswered.
 const WINDOW_COMMANDS: usize = 8192;
 const WINDOW_BYTES: usize = 4 * 1024 * 1024;
+/// So long, and up to so many, commands gather while others are under way: a batch costs each side a turn, however
+/// short it is (as RFC 896 has it for TCP).
+const GATHER: Duration = Duration::from_millis(1);
+const GATHER_MOST: u64 = 64;
 /// Receivers that one question is about.
 const ASKED_AT_ONCE: usize = 128;
 /// Messages of one lane that are sent again at a time.
@@ -55,6 +59,9 @@ const PAUSE_FIRST: Duration = Duration::from_millis(5);
 /// What is sent again costs a token; each new message brings a tenth of one, and so does each of this.
 const TOKEN_EVERY: Duration = Duration::from_millis(5);
 const TOKENS: f64 = 500.0;
+/// Lanes that may be empty, and numbers that an empty one has room for.
+const EMPTY_LANES: usize = 1024;
+const EMPTY_LANE_MOST: usize = 64;
 /// Words between nodes that wait for a link: what is dropped is asked for again.
 const CONTROL_MOST: usize = 1024;
 /// Receipts in one PUBLISH.
@@ -158,9 +165,11 @@ pub struct Sender<R> {
     carriers: Links,
     master: Option<LinkId>,
     disturbed: Instant,
-    expiries: VecDeque<(Instant, Number)>,
-    deadlines: VecDeque<(Instant, Number)>,
-    hedges: BinaryHeap<Reverse<(Instant, Number)>>,
+    /// Messages below are published, or were given up.
+    unexpired: Number,
+    /// What was published once, by when its receipt should be there; what was sent again.
+    hedges: VecDeque<(Instant, Number)>,
+    hedges_again: BinaryHeap<Reverse<(Instant, Number)>>,
     retries: BinaryHeap<Reverse<(Instant, Uuid)>>,
     /// Mean time to a receipt, and its mean deviation (as RFC 6298 has it for TCP).
     trip: Duration,
@@ -189,9 +198,9 @@ impl<R> Sender<R> {
             carriers: 0,
             master: None,
             disturbed: now,
-            expiries: VecDeque::new(),
-            deadlines: VecDeque::new(),
-            hedges: BinaryHeap::new(),
+            unexpired: 1,
+            hedges: VecDeque::new(),
+            hedges_again: BinaryHeap::new(),
             retries: BinaryHeap::new(),
             trip: Duration::ZERO,
             deviation: Duration::ZERO,
@@ -295,12 +304,12 @@ impl<R> Sender<R> {
         let number = self.next;
         self.next += 1;
         let until = now + self.patience();
-        self.expiries.push_back((until, number));
-        self.deadlines.push_back((now + self.times.send, number));
         self.lanes.entry((receiver, sender)).or_default().push_back(number);
         let pending = Pending { receiver, sender, body, reply, until, published: None, attempt: 0, overdue: false };
         self.log.insert(number, pending);
-        actions.wake |= self.carriers;
+        for link in links(self.carriers).filter(|link| self.gathers_until(now, *link).is_none()) {
+            actions.wake |= bit(link);
+        }
     }
 
     /// Has `bytes` published on `channel`: on the links that carry messages, or on every one.
@@ -329,14 +338,28 @@ impl<R> Sender<R> {
         self.links.iter().all(|link| link.suspect || link.control.is_empty() && !link.flight.iter().any(control))
     }
 
-    /// What `link` should send now; nothing while its window is full. Called again after that was sent.
+    /// Until when `link` gathers what comes, if it does: [`next_batch`](Self::next_batch) is to be called again then.
+    pub fn gathers_until(&self, now: Instant, link: LinkId) -> Option<Instant> {
+        let slot = &self.links[link];
+        let until = slot.sent_at.filter(|_| !slot.flight.is_empty())? + GATHER;
+        let messages = if self.carriers & bit(link) != 0 { self.next.saturating_sub(slot.cursor) } else { 0 };
+        let others = slot.control.len() + slot.again.len() + slot.questions.len();
+        (until > now && messages.saturating_add(others as u64) < GATHER_MOST).then_some(until)
+    }
+
+    /// What `link` should send now; nothing while its window is full, or little gathers. Called again after that was
+    /// sent.
     pub fn next_batch(&mut self, now: Instant, link: LinkId) -> Vec<Command> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        let slot = &mut self.links[link];
+        let slot = &self.links[link];
         if !slot.up || slot.flight.len() >= WINDOW_COMMANDS || slot.flight_bytes >= WINDOW_BYTES {
             return batch;
         }
+        if self.gathers_until(now, link).is_some() {
+            return batch;
+        }
+        let slot = &mut self.links[link];
         let mut sent = |slot: &mut Link, what, size: usize| {
             bytes += size;
             slot.flight_bytes += size;
@@ -374,7 +397,7 @@ impl<R> Sender<R> {
             let Some(pending) = self.log.get_mut(&number).filter(|pending| now < pending.until) else { continue };
             if pending.published.is_none() {
                 pending.published = Some(now);
-                self.hedges.push(Reverse((due, number)));
+                self.hedges.push_back((due, number));
             }
             let size = pending.body.len() + OVERHEAD;
             batch.push(publish(&self.lanes, number, pending));
@@ -395,7 +418,7 @@ impl<R> Sender<R> {
                 }
                 if pending.published.is_none() {
                     pending.published = Some(now);
-                    self.hedges.push(Reverse((due, number)));
+                    self.hedges.push_back((due, number));
                 } else if number < slot.catches_up_to {
                     // Its receipt may be lost with another link: this asks for it again.
                     pending.attempt = pending.attempt.saturating_add(1);
@@ -416,8 +439,9 @@ impl<R> Sender<R> {
             let size = (questions.len() + nodes.len()) * 64;
             sent(slot, What::Count { questions, nodes }, size);
         }
-        if !batch.is_empty() && slot.busy_since.is_none() {
-            slot.busy_since = Some(now);
+        if !batch.is_empty() {
+            slot.busy_since.get_or_insert(now);
+            slot.sent_at = Some(now);
         }
         batch
     }
@@ -489,10 +513,8 @@ impl<R> Sender<R> {
                     if let (Some(at), 0) = (pending.published, pending.attempt) {
                         self.learn(now.saturating_duration_since(at));
                     }
-                    // What is taken was decided in order: so is all before it in its lane.
-                    while let Some(first) = self.lanes.get(&key).and_then(VecDeque::front).filter(|n| *n <= number) {
-                        self.settle(*first, Outcome::Handed, actions);
-                    }
+                    self.handed(now, key, *number, actions);
+                    continue;
                 }
                 Decision::Full => {
                     // All that was published behind it is refused as well, so that nothing overtakes it.
@@ -512,6 +534,32 @@ impl<R> Sender<R> {
                 }
             }
             self.first_is_new(now, key, actions);
+        }
+    }
+
+    /// What is taken was decided in order: so is all before it in its lane.
+    fn handed(&mut self, now: Instant, key: (Uuid, Uuid), number: Number, actions: &mut Actions<R>) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        while let Some(first) = lane.pop_front_if(|first| *first <= number) {
+            if let Some(pending) = self.log.remove(&first) {
+                self.bytes -= pending.body.len() + OVERHEAD;
+                actions.decided.push((pending.reply, Outcome::Handed));
+            }
+        }
+        match lane.front() {
+            Some(first) if self.log.get(first).is_some_and(|pending| pending.overdue) => {
+                self.first_is_new(now, key, actions);
+            }
+            Some(_) => {}
+            None => self.lane_is_empty(key),
+        }
+    }
+
+    /// Most pairs go on writing: a few empty lanes are kept for what comes next.
+    fn lane_is_empty(&mut self, key: (Uuid, Uuid)) {
+        let is_small = self.lanes.get(&key).is_some_and(|lane| lane.capacity() <= EMPTY_LANE_MOST);
+        if !is_small || self.lanes.len() > EMPTY_LANES {
+            self.lanes.remove(&key);
         }
     }
 
@@ -565,7 +613,7 @@ impl<R> Sender<R> {
         let pause = pause.saturating_mul(1 << u32::from(pending.attempt).min(4)).min(PAUSE_MOST.max(pause));
         let pause = pause.mul_f64(0.75 + 0.25 * self.random.f64());
         let sought = pending.attempt > 1;
-        self.hedges.push(Reverse((now + pause, number)));
+        self.hedges_again.push(Reverse((now + pause, number)));
         if sought && let Some(link) = self.master.filter(|link| self.up & bit(*link) != 0) {
             // Counted, but nobody says that it has it: perhaps those who were counted listen to everything.
             self.seek(now, link, number, self.links[link].strangers, actions);
@@ -574,12 +622,15 @@ impl<R> Sender<R> {
 
     /// Time has passed. Returns when to call again at the latest, if anything waits.
     pub fn tick(&mut self, now: Instant, actions: &mut Actions<R>) -> Option<Instant> {
-        while let Some(number) = due(&mut self.expiries, &self.log, now) {
-            if self.log.get(&number).is_some_and(|pending| pending.published.is_none()) {
+        // The log is in the order of deadlines, too.
+        while let Some((&number, pending)) = self.log.range(self.unexpired..).next().filter(|(_, p)| p.until <= now) {
+            self.unexpired = number + 1;
+            if pending.published.is_none() {
                 self.give_up(now, number, actions);
             }
         }
-        while let Some(number) = due(&mut self.deadlines, &self.log, now) {
+        let grace = self.times.send - self.patience();
+        while let Some((&number, _)) = self.log.first_key_value().filter(|(_, p)| p.until + grace <= now) {
             self.give_up(now, number, actions);
         }
         for link in links(self.up) {
@@ -599,15 +650,12 @@ impl<R> Sender<R> {
             }
         }
         self.route(now, actions);
-        while let Some(Reverse((at, number))) = self.hedges.peek().copied().filter(|Reverse((at, _))| *at <= now) {
-            debug_assert!(at <= now);
-            self.hedges.pop();
-            let Some(pending) = self.log.get_mut(&number) else { continue };
-            pending.overdue = true;
-            let key = (pending.receiver, pending.sender);
-            if self.lanes.get(&key).and_then(VecDeque::front) == Some(&number) {
-                self.send_again(now, number, actions);
-            }
+        while let Some(number) = due(&mut self.hedges, &self.log, now) {
+            self.overdue(now, number, actions);
+        }
+        while let Some(Reverse((_, number))) = self.hedges_again.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.hedges_again.pop();
+            self.overdue(now, number, actions);
         }
         while let Some(Reverse((at, receiver))) = self.retries.peek().copied().filter(|Reverse((at, _))| *at <= now) {
             self.retries.pop();
@@ -615,11 +663,28 @@ impl<R> Sender<R> {
                 self.begin_round(now, receiver, self.up, actions);
             }
         }
-        let queues = [self.expiries.front().map(|(at, _)| *at), self.deadlines.front().map(|(at, _)| *at)];
-        let heaps = [self.hedges.peek().map(|Reverse((at, _))| *at), self.retries.peek().map(|Reverse((at, _))| *at)];
+        let ends = [
+            self.log.first_key_value().map(|(_, pending)| pending.until + grace),
+            self.log.range(self.unexpired..).next().map(|(_, pending)| pending.until),
+        ];
+        let waits = [
+            self.hedges.front().map(|(at, _)| *at),
+            self.hedges_again.peek().map(|Reverse((at, _))| *at),
+            self.retries.peek().map(|Reverse((at, _))| *at),
+        ];
         let suspicion = links(self.up).filter_map(|link| self.suspicious_at(&self.links[link])).min();
         let calm = self.in_motion(now).then(|| self.disturbed + self.times.settle).filter(|at| *at > now);
-        queues.into_iter().chain(heaps).chain([suspicion, calm]).flatten().min()
+        ends.into_iter().chain(waits).chain([suspicion, calm]).flatten().min()
+    }
+
+    /// No receipt has come in time; a lane's first goes out again, others when they are the first.
+    fn overdue(&mut self, now: Instant, number: Number, actions: &mut Actions<R>) {
+        let Some(pending) = self.log.get_mut(&number) else { return };
+        pending.overdue = true;
+        let key = (pending.receiver, pending.sender);
+        if self.lanes.get(&key).and_then(VecDeque::front) == Some(&number) {
+            self.send_again(now, number, actions);
+        }
     }
 
     /// When a server that owes something has been silent for longer than it takes of late.
@@ -668,7 +733,7 @@ impl<R> Sender<R> {
                 lane.remove(at);
             }
             if lane.is_empty() {
-                self.lanes.remove(&key);
+                self.lane_is_empty(key);
             }
         }
     }

@@ -584,6 +584,7 @@ impl World {
                 }
                 self.act(node, actions);
                 for server in 0..SERVERS {
+                    self.send(node, server); // What has gathered.
                     // A heartbeat's deadline: a server that hangs is given up after a second.
                     let Server { hung_until, hung_at, .. } = self.servers[server];
                     if hung_until > self.now && self.now > hung_at + SECOND && self.nodes[node].links[server] != 0 {

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::Shared;
 use super::connection::{self, ConnectionError, Reader, Reply, Writer, pack, pack_publish};
@@ -48,10 +48,11 @@ async fn write(link: &Link, shared: &Shared, writer: &mut Writer, owed: &Queue) 
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut commands = Vec::new();
     loop {
-        let batch = shared.next_batch(link.id());
+        let (batch, gathers_until) = shared.next_batch(link.id());
         let ask_role = if batch.is_empty() {
             tokio::select! {
                 () = wake.notified() => continue,
+                () = sleep_until(gathers_until.unwrap_or_else(Instant::now).into()), if gathers_until.is_some() => continue,
                 _ = beat.tick() => true,
             }
         } else {

@@ -30,6 +30,8 @@ pub(super) struct Link {
     pub(super) flight: VecDeque<Sent>,
     pub(super) flight_bytes: usize,
     pub(super) busy_since: Option<Instant>,
+    /// When it was given something last.
+    pub(super) sent_at: Option<Instant>,
     pub(super) suspect: bool,
     /// How long it takes to answer of late.
     pub(super) trip: Duration,
