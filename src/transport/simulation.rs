@@ -288,7 +288,7 @@ impl World {
             return;
         }
         let id = Uuid::from_u128(self.random.u128(..));
-        let outbox = Arc::new(Outbox::new(id, &Limits::small(16, 4096)));
+        let outbox = Arc::new(Outbox::new(id, &Limits::small(16, 4096), &crate::outbox::tests::unbounded()));
         let registration = Some(self.nodes[node].registry.register(outbox.clone()));
         let slow = self.random.u8(..6) == 0;
         let since = self.now;

@@ -11,9 +11,12 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::link::Question;
-use super::{AGAIN_AT_ONCE, Actions, LinkId, Links, PAUSE_FIRST, PAUSE_MOST, Sender, bit, links};
+use super::{Actions, LinkId, Links, PAUSE_FIRST, PAUSE_MOST, Sender, bit, links};
 use crate::outbox::Outcome;
 use crate::transport::envelope::{Number, Tag};
+
+/// Messages that are published once more when their receiver is found.
+const FOUND_AT_ONCE: usize = 128;
 
 /// A receiver that was counted nowhere: is it subscribed anywhere?
 #[derive(Debug, Default)]
@@ -130,14 +133,21 @@ impl<R> Sender<R> {
             return; // It ended before this answer came.
         }
         if search.found != 0 {
-            // It is there: those servers get the messages, should they not have had them.
-            let found = search.found & self.up & !self.carriers;
-            let asked: Vec<Number> = search.asked.iter().copied().take(AGAIN_AT_ONCE).collect();
-            if search.rounds <= 2 {
-                for link in links(found) {
-                    self.links[link].again.extend(&asked);
-                    actions.wake |= bit(link);
+            // It is there, and was not when the messages were published: they are, once more. That is no hedge, so it
+            // costs no token; who is counted nowhere again waits for the next round.
+            let found = search.found & self.up;
+            let on = self.master.filter(|master| found & bit(*master) != 0).or_else(|| links(found).next());
+            if let Some(link) = on {
+                let asked: Vec<Number> = search.asked.iter().copied().take(FOUND_AT_ONCE).collect();
+                actions.resent += asked.len() as u64;
+                for number in asked {
+                    search.asked.remove(&number);
+                    if let Some(pending) = self.log.get_mut(&number) {
+                        pending.attempt = pending.attempt.saturating_add(1);
+                        self.links[link].again.push_back(number);
+                    }
                 }
+                actions.wake |= bit(link);
             }
             self.later(now, receiver);
             return;
