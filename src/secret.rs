@@ -4,11 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tracing::warn;
-
-use crate::repeats::Repeats;
 
 /// A secret. `Debug` shows that there is one, never which.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,31 +29,19 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A password: one that stays, or what a file holds but for the end of its last line, read again each time it is used. So
-/// it can be rotated: the next connection has the new one, and those that stand are not disturbed.
+/// A password: one that stays, or the first line of a file, which is read again each time it is used. So it can be
+/// rotated: the next connection has the new one, and those that stand are not disturbed.
 #[derive(Clone, Debug)]
 pub struct Password {
-    held: Arc<Mutex<Held>>,
-    file: Option<PathBuf>,
-}
-
-#[derive(Debug)]
-struct Held {
     /// The one that was good last.
-    value: Secret,
-    failures: Repeats,
-}
-
-impl Held {
-    fn new(value: Secret) -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Self { value, failures: Repeats::default() }))
-    }
+    value: Arc<Mutex<Secret>>,
+    file: Option<PathBuf>,
 }
 
 impl Password {
     /// One that stays.
     pub fn fixed(value: impl Into<String>) -> Self {
-        Self { held: Held::new(Secret::new(value)), file: None }
+        Self { value: Arc::new(Mutex::new(Secret::new(value))), file: None }
     }
 
     /// The one in `file`.
@@ -64,26 +49,22 @@ impl Password {
     /// # Errors
     /// When it can't be read, or is empty ([`io::ErrorKind::InvalidData`]).
     pub fn from_file(file: &Path) -> io::Result<Self> {
-        Ok(Self { held: Held::new(read(file)?), file: Some(file.to_owned()) })
+        Ok(Self { value: Arc::new(Mutex::new(read(file)?)), file: Some(file.to_owned()) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Secret> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it is now; a file that can't be read at the moment, or is empty, leaves what it was.
     pub fn current(&self) -> Secret {
-        let mut held = self.lock();
+        let mut value = self.lock();
         match self.file.as_deref().map(|file| (file, read(file))) {
             None => {}
-            Some((_, Ok(read))) => held.value = read,
-            Some((file, Err(error))) => {
-                if let Some(again) = held.failures.note(Instant::now(), &error.to_string()) {
-                    warn!(?file, %error, "the password can't be read again: the last one is used{again}");
-                }
-            }
+            Some((_, Ok(read))) => *value = read,
+            Some((file, Err(error))) => warn!(?file, %error, "the password can't be read again: the last one is used"),
         }
-        held.value.clone()
+        value.clone()
     }
 }
 
@@ -108,7 +89,7 @@ impl Credentials {
     /// `text` without the password, should a server have repeated it: an old one names the arguments of a
     /// command that it does not know.
     pub fn censor(&self, text: &str) -> String {
-        match self.password.as_ref().map(|password| password.lock().value.clone()) {
+        match self.password.as_ref().map(|password| password.lock().clone()) {
             Some(Secret(password)) if !password.is_empty() => text.replace(&password, "…"),
             _ => text.to_owned(),
         }

@@ -3,7 +3,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -73,28 +72,6 @@ async fn a_redis_that_cannot_save_carries_messages_all_the_same() {
     let began = Instant::now();
     assert_eq!(client.send(Uuid::new_v4(), "?").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
     assert!(began.elapsed() < Duration::from_secs(1));
-}
-
-/// While a script runs for long, whatever is asked is answered with BUSY.
-#[tokio::test(flavor = "multi_thread")]
-async fn whoever_connects_while_a_redis_is_busy_is_subscribed_later_and_no_link_is_lost() {
-    let folder = TempDir::new().unwrap();
-    let redis = Arc::new(redis(&folder, &["--busy-reply-threshold", "20"]).await);
-    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &[]).await.unwrap();
-    gateway.wait_ready(LIMIT).await.unwrap();
-    let server = redis.clone();
-    let script = tokio::spawn(async move { server.command::<()>(&["EVAL", "while true do end", "0"]).await.is_err() });
-    until("it is busy", LIMIT, async || redis.command::<String>(&["PING"]).await.is_err().then_some(())).await.unwrap();
-    let mut client = Client::connect(gateway.address).await.unwrap();
-    beats(&gateway, &redis, 8.0).await;
-    redis.command::<()>(&["SCRIPT", "KILL"]).await.unwrap();
-    assert!(script.await.unwrap());
-    until("it is subscribed", LIMIT, async || {
-        (client.send(client.id, "to myself").await.unwrap() == Answer::Ack).then_some(())
-    })
-    .await
-    .unwrap();
-    assert_eq!(failures(&gateway, &redis).await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

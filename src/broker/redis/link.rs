@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::Shared;
-use super::connection::{self, ConnectionError, Reader, Role, Writer};
+use super::connection::{self, ConnectionError, Role};
 use super::fleet::Slot;
 use super::probe::probe;
 use super::publishing::publishing;
@@ -121,7 +121,7 @@ impl Link {
             }
             let began = Instant::now();
             let attempt = Attempt { link: &self, shared: &shared };
-            let ended = attempt.run(&cancel).await;
+            let ended = cancel.run_until_cancelled(attempt.run()).await;
             let was = self.note_loss(&shared, ended.as_ref());
             shared.link_lost(&self, was);
             let Some(reason) = ended else { break };
@@ -185,11 +185,6 @@ impl Link {
         new
     }
 
-    /// The subscriptions of `clients` are to be looked at again.
-    pub(super) fn due_again(&self, clients: Vec<Uuid>) {
-        lock(&self.dirty).extend(clients);
-    }
-
     pub(super) fn take_dirty(&self, most: usize) -> Vec<Uuid> {
         let mut dirty = lock(&self.dirty);
         if dirty.len() <= most {
@@ -203,9 +198,6 @@ impl Link {
     }
 }
 
-/// A connection in its two directions.
-type Connection = (Reader, Writer);
-
 /// One try at being connected, from the first SYN to the last byte.
 struct Attempt<'a> {
     link: &'a Arc<Link>,
@@ -213,34 +205,22 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Runs until something fails, and says what; `None` for `cancel`. Nothing of it runs any more then.
-    async fn run(&self, cancel: &CancellationToken) -> Option<ConnectionError> {
-        let connected = cancel.run_until_cancelled(self.connect()).await?;
-        match connected {
-            Ok((publisher, subscriber)) => self.serve(publisher, subscriber, cancel).await,
-            Err(reason) => Some(reason),
+    /// Runs until something fails, and says what.
+    async fn run(&self) -> ConnectionError {
+        match self.run_inner().await {
+            Ok(never) => match never {},
+            Err(reason) => reason,
         }
     }
 
-    /// Makes both connections, and tries whether they are good for what they are for.
-    async fn connect(&self) -> Result<(Connection, Connection), ConnectionError> {
+    async fn run_inner(&self) -> Result<std::convert::Infallible, ConnectionError> {
         let (link, shared) = (self.link, self.shared);
         let limit = shared.config.heartbeat_timeout;
         let open = || connection::open(link.address(), &shared.config.credentials, &shared.client_name, limit);
         let (mut publisher, mut subscriber) = tokio::try_join!(open(), open())?;
         let role = probe(&mut publisher, &mut subscriber, &shared.config.credentials, limit).await?;
-        link.set_role(role);
-        Ok((publisher, subscriber))
-    }
-
-    async fn serve(
-        &self,
-        mut publisher: Connection,
-        subscriber: Connection,
-        cancel: &CancellationToken,
-    ) -> Option<ConnectionError> {
-        let (link, shared) = (self.link, self.shared);
         link.slot.note_answer();
+        link.set_role(role);
         lock(&link.dirty).clear();
         link.set_stage(shared, LinkState::Replaying);
         shared.link_up(link);
@@ -249,13 +229,12 @@ impl Attempt<'_> {
         let task = subscriptions(link.clone(), shared.clone(), subscriber.0, subscriber.1);
         shared.tasks.note("subscriptions", subscribing.spawn(task));
         let ended = tokio::select! {
-            ended = publishing(link, shared, &mut publisher.0, &mut publisher.1) => ended.err(),
+            ended = publishing(link, shared, &mut publisher.0, &mut publisher.1) => ended,
             ended = subscribing.join_next() => match ended {
-                Some(Ok(ended)) => ended.err(),
+                Some(Ok(ended)) => ended,
                 // The task was aborted or panicked: the link can't go on either way.
-                Some(Err(_)) | None => Some(ConnectionError::Closed),
+                Some(Err(_)) | None => Err(ConnectionError::Closed),
             },
-            () = cancel.cancelled() => None,
         };
         // It may be in the middle of a poll on another thread: nothing of this link must happen after its end.
         subscribing.shutdown().await;

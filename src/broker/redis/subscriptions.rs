@@ -20,10 +20,8 @@ const REPLAY_BATCH: usize = 1000;
 
 /// What the server has yet to answer, in order.
 enum Owed {
-    /// So many confirmations more, of these clients' channels.
-    Clients(usize, Vec<Uuid>),
-    /// So many confirmations more, of this node's own channels.
-    Own(usize),
+    /// So many confirmations.
+    Channels(usize),
     /// ROLE, which a server answers that loads, or has lost its master; PING it would not.
     Role(Instant),
 }
@@ -41,12 +39,9 @@ pub(super) async fn subscriptions(
     let mut replay: VecDeque<Uuid> = shared.registry.clients().into();
     let channels = replay.len();
     let mut own = shared.own_channels();
-    let mut own_later = false;
     let mut synced = false;
     let mut owed: VecDeque<Owed> = VecDeque::new();
     let mut unconfirmed = 0_usize;
-    // Whose subscription the server did not change, because it was busy.
-    let mut later: Vec<Uuid> = Vec::new();
     let mut gathered = Gathered::default();
     let mut heard = Instant::now();
     let mut last_beat = heard;
@@ -59,7 +54,7 @@ pub(super) async fn subscriptions(
                 Reply::Message { channel, payload } => shared.receive(channel, payload, &mut gathered),
                 Reply::Push(parts) => {
                     unconfirmed = unconfirmed.saturating_sub(1);
-                    if let Some(Owed::Clients(left, _) | Owed::Own(left)) = owed.front_mut() {
+                    if let Some(Owed::Channels(left)) = owed.front_mut() {
                         *left -= 1;
                         if *left == 0 {
                             owed.pop_front();
@@ -77,18 +72,7 @@ pub(super) async fn subscriptions(
                         let trip = sent.elapsed().as_secs_f64();
                         shared.metrics.heartbeat.with_label_values(&[&address]).observe(trip);
                     }
-                    // It lives, and will do it in a while.
-                    (Some(Owed::Clients(left, clients)), Reply::Error(text)) if is_for_now(text) => {
-                        unconfirmed -= left;
-                        later.extend(clients);
-                    }
-                    (Some(Owed::Own(left)), Reply::Error(text)) if is_for_now(text) => {
-                        unconfirmed -= left;
-                        own_later = true;
-                    }
-                    (Some(Owed::Clients(..) | Owed::Own(_)), Reply::Error(text)) => {
-                        return Err(ConnectionError::from_reply(text));
-                    }
+                    (Some(Owed::Channels(_)), Reply::Error(text)) => return Err(ConnectionError::from_reply(text)),
                     _ => return Err(ConnectionError::Protocol),
                 },
             }
@@ -102,26 +86,25 @@ pub(super) async fn subscriptions(
                 let count = replay.len().min(REPLAY_BATCH);
                 (replay.drain(..count).collect::<Vec<_>>(), Vec::new())
             };
-            for (command, clients) in [(b"SUBSCRIBE".as_slice(), join), (b"UNSUBSCRIBE", leave)] {
+            for (command, clients) in [(b"SUBSCRIBE".as_slice(), &join), (b"UNSUBSCRIBE", &leave)] {
                 if !clients.is_empty() {
                     let names: Vec<_> = clients.iter().map(|client| Channel::Client(*client).name()).collect();
                     pack_channels(&mut commands, command, names.iter().map(String::as_bytes));
+                    owed.push_back(Owed::Channels(clients.len()));
                     unconfirmed += clients.len();
-                    owed.push_back(Owed::Clients(clients.len(), clients));
                 }
             }
         }
-        let replayed = replay.is_empty() && later.is_empty() && !own_later;
-        if commands.is_empty() && replayed && unconfirmed == 0 && !own.is_empty() {
+        if commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
             // Last of all: whoever counts them knows that all of this node's sessions are here.
             pack_channels(&mut commands, b"SUBSCRIBE", own.iter().map(Vec::as_slice));
-            owed.push_back(Owed::Own(own.len()));
+            owed.push_back(Owed::Channels(own.len()));
             unconfirmed += own.len();
             own.clear();
         }
         if !commands.is_empty() {
             writer.write(&commands).await?;
-        } else if !synced && replayed && own.is_empty() && unconfirmed == 0 {
+        } else if !synced && own.is_empty() && unconfirmed == 0 {
             synced = true;
             link.set_stage(&shared, LinkState::Synced);
             shared.link_synced(&link, channels, began.elapsed());
@@ -146,10 +129,6 @@ pub(super) async fn subscriptions(
             heard = now; // This process stood still; it has no right to complain.
         }
         last_beat = now;
-        link.due_again(std::mem::take(&mut later));
-        if std::mem::take(&mut own_later) {
-            own = shared.own_channels();
-        }
         if now.saturating_duration_since(heard) >= limit {
             return Err(ConnectionError::Silent(limit));
         }
@@ -160,11 +139,6 @@ pub(super) async fn subscriptions(
             owed.push_back(Owed::Role(now));
         }
     }
-}
-
-/// Whether an error speaks of a server that is busy for now, not of what it was asked.
-fn is_for_now(error: &[u8]) -> bool {
-    [b"BUSY ".as_slice(), b"LOADING ", b"MASTERDOWN "].iter().any(|code| error.starts_with(code))
 }
 
 enum Woke {
