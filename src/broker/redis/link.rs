@@ -189,6 +189,11 @@ impl Link {
         new
     }
 
+    /// The server did not do what `clients` wish; nobody is woken for that.
+    pub(super) fn still_due(&self, clients: Vec<Uuid>) {
+        lock(&self.dirty).extend(clients);
+    }
+
     pub(super) fn take_dirty(&self, most: usize) -> Vec<Uuid> {
         let mut dirty = lock(&self.dirty);
         if dirty.len() <= most {
