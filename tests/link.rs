@@ -155,6 +155,49 @@ async fn missing_rights_are_named_with_their_mend_before_anybody_is_connected() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_taken_away_is_named_as_one_that_was_never_there() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &[]).await;
+    let set = async |rights: &[&str]| {
+        let words = [&["ACL", "SETUSER", "texto", "on", ">secret"], rights].concat();
+        redis.command::<()>(&words).await.unwrap();
+    };
+    let all = ["+@all", "&texto:*"];
+    set(&all).await;
+    let variables = [("TEXTO_REDIS_PASSWORD", "secret"), ("TEXTO_REDIS_USERNAME", "texto")];
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &variables).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    for (rights, parts) in [
+        ("-publish", ["PUBLISH", "ACL SETUSER texto +publish"]),
+        ("-role", ["ROLE", "ACL SETUSER texto +role"]),
+        ("-pubsub", ["PUBSUB NUMSUB", "ACL SETUSER texto +pubsub|numsub"]),
+        ("-subscribe", ["SUBSCRIBE", "ACL SETUSER texto +subscribe"]),
+        ("-@all", ["the server refuses", "ACL SETUSER texto +"]),
+    ] {
+        let mut client = Client::connect(gateway.address).await.unwrap();
+        assert_eq!(client.send(client.id, "calm").await.unwrap(), Answer::Ack);
+        set(&[rights]).await;
+        // Nobody asks for counts without a reason, nor subscribes.
+        client.post(Uuid::new_v4(), "?").await.unwrap();
+        let _newcomer = Client::connect(gateway.address).await.unwrap();
+        until("it is named", LIMIT, async || {
+            let health = gateway.health().await.ok()?;
+            let reason = health["checks"]["redis:links"][0]["observedValue"][0]["reason"].as_str()?.to_owned();
+            parts.iter().all(|part| reason.contains(part)).then_some(())
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{rights}: {error}: {:#?}", gateway.log()));
+        if rights == "-publish" {
+            fails_because(&gateway, &parts).await;
+            assert!(gateway.log().iter().any(|line| line.contains("link to Redis lost") && line.contains(parts[1])));
+        }
+        set(&all).await;
+        gateway.wait_synced(1, LIMIT).await.unwrap();
+    }
+    assert!(failures(&gateway, &redis).await < 100.0, "it is not hammered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_is_rotated_in_redis_and_in_its_file_is_not_noticed() {
     let folder = TempDir::new().unwrap();
     let redis = redis(&folder, &[]).await;

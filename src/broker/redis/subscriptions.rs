@@ -75,8 +75,13 @@ pub(super) async fn subscriptions(
                     }
                 }
                 reply => match (owed.pop_front(), reply) {
-                    // Whatever the answer is, it lives.
-                    (Some(Owed::Role(sent)), _) => {
+                    // Whatever the answer is, it lives; but without the right to ask, that is not known for long.
+                    (Some(Owed::Role(sent)), reply) => {
+                        if let Reply::Error(text) = reply
+                            && let Some(refusal) = refusal(text, "ROLE", &shared.config.credentials)
+                        {
+                            return Err(refusal);
+                        }
                         let address = link.address().to_string();
                         let trip = sent.elapsed().as_secs_f64();
                         shared.metrics.heartbeat.with_label_values(&[&address]).observe(trip);
