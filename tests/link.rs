@@ -224,6 +224,17 @@ async fn a_password_that_is_rotated_in_redis_and_in_its_file_is_not_noticed() {
         .unwrap();
     assert_eq!(client.send(client.id, "with the new one").await.unwrap(), Answer::Ack);
     assert_eq!(failures(&gateway, &redis).await, 1.0, "the new one was taken at once");
+
+    // Somebody takes the file away: what was read last is used, and that is said once.
+    std::fs::remove_file(&file).unwrap();
+    for lost in 2..5 {
+        redis.command::<()>(&["CLIENT", "KILL", "USER", "texto"]).await.unwrap();
+        let again = async || (failures(&gateway, &redis).await >= f64::from(lost)).then_some(());
+        until("it is lost again", LIMIT, again).await.unwrap();
+        gateway.wait_synced(1, LIMIT).await.unwrap();
+    }
+    let said = gateway.log().iter().filter(|line| line.contains("can't be read again")).count();
+    assert_eq!(said, 1, "{:#?}", gateway.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
