@@ -4,8 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tracing::warn;
+
+use crate::repeats::Repeats;
 
 /// A secret. `Debug` shows that there is one, never which.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,42 +32,61 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A password: one that stays, or the first line of a file, which is read again each time it is used. So it can be
-/// rotated: the next connection has the new one, and those that stand are not disturbed.
+/// A password: one that stays, or what a file holds, which is read again each time it is used. So it can be rotated:
+/// the next connection has the new one, and those that stand are not disturbed.
+///
+/// The whole file is the password, but for the line ends after it (LF or CRLF, any number of them): spaces belong to
+/// it, and so does a line end in its middle. A file that holds nothing but blanks holds none.
 #[derive(Clone, Debug)]
 pub struct Password {
-    /// The one that was good last.
-    value: Arc<Mutex<Secret>>,
+    state: Arc<Mutex<State>>,
     file: Option<PathBuf>,
 }
 
+#[derive(Debug)]
+struct State {
+    /// The one that was good last.
+    value: Secret,
+    /// What is said of a file that can't be read: it is tried at every connection.
+    said: Repeats,
+}
+
 impl Password {
+    fn new(value: Secret, file: Option<PathBuf>) -> Self {
+        Self { state: Arc::new(Mutex::new(State { value, said: Repeats::default() })), file }
+    }
+
     /// One that stays.
     pub fn fixed(value: impl Into<String>) -> Self {
-        Self { value: Arc::new(Mutex::new(Secret::new(value))), file: None }
+        Self::new(Secret::new(value), None)
     }
 
     /// The one in `file`.
     ///
     /// # Errors
-    /// When it can't be read, or is empty ([`io::ErrorKind::InvalidData`]).
+    /// When it can't be read, or is blank ([`io::ErrorKind::InvalidData`]).
     pub fn from_file(file: &Path) -> io::Result<Self> {
-        Ok(Self { value: Arc::new(Mutex::new(read(file)?)), file: Some(file.to_owned()) })
+        Ok(Self::new(read(file)?, Some(file.to_owned())))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Secret> {
-        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No state is left half-changed by the code that holds this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it is now; a file that can't be read at the moment, or is empty, leaves what it was.
+    /// What it is now; a file that can't be read at the moment, or is blank, leaves what it was.
     pub fn current(&self) -> Secret {
-        let mut value = self.lock();
+        let mut state = self.lock();
         match self.file.as_deref().map(|file| (file, read(file))) {
             None => {}
-            Some((_, Ok(read))) => *value = read,
-            Some((file, Err(error))) => warn!(?file, %error, "the password can't be read again: the last one is used"),
+            Some((_, Ok(read))) => state.value = read,
+            Some((file, Err(error))) => {
+                if let Some(again) = state.said.note(Instant::now(), &error.to_string()) {
+                    warn!(?file, %error, "the password can't be read again: the last one is used{again}");
+                }
+            }
         }
-        value.clone()
+        state.value.clone()
     }
 }
 
@@ -89,7 +111,7 @@ impl Credentials {
     /// `text` without the password, should a server have repeated it: an old one names the arguments of a
     /// command that it does not know.
     pub fn censor(&self, text: &str) -> String {
-        match self.password.as_ref().map(|password| password.lock().clone()) {
+        match self.password.as_ref().map(|password| password.lock().value.clone()) {
             Some(Secret(password)) if !password.is_empty() => text.replace(&password, "…"),
             _ => text.to_owned(),
         }
@@ -107,6 +129,25 @@ mod tests {
         assert!(!credentials.censor(text).contains("hunter2"));
         assert_eq!(Credentials::default().censor(text), text);
         assert!(!format!("{credentials:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn the_whole_file_but_for_the_line_ends_after_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, expected) in [
+            ("one", "one"),
+            ("one\n", "one"),
+            ("one\r\n\r\n", "one"),
+            (" o n e \n", " o n e "),
+            ("\none\r\ntwo\n", "\none\r\ntwo"),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(Password::from_file(file.path()).unwrap().current().expose(), expected, "{text:?}");
+        }
+        for blank in ["", "\r\n", " \t\n"] {
+            std::fs::write(file.path(), blank).unwrap();
+            assert_eq!(Password::from_file(file.path()).unwrap_err().kind(), io::ErrorKind::InvalidData, "{blank:?}");
+        }
     }
 
     #[test]

@@ -74,6 +74,53 @@ async fn a_redis_that_cannot_save_carries_messages_all_the_same() {
     assert!(began.elapsed() < Duration::from_secs(1));
 }
 
+/// SUBSCRIBE is answered BUSY then, and so is everything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_runs_a_long_script_subscribes_everybody_afterwards() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &["--lua-time-limit", "20"]).await;
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut stays = Client::connect(gateway.address).await.unwrap();
+    let leaves = Client::connect(gateway.address).await.unwrap();
+    let left = leaves.id;
+
+    let mut connection = redis.client().await.unwrap();
+    let script = tokio::spawn(async move {
+        redis::cmd("EVAL").arg("while true do end").arg(0).query_async::<()>(&mut connection).await
+    });
+    until("it is busy", LIMIT, async || {
+        let error = redis.command::<String>(&["PING"]).await.err()?;
+        error.to_string().to_lowercase().contains("busy").then_some(())
+    })
+    .await
+    .unwrap();
+    drop(leaves);
+    let mut comes = Client::connect(gateway.address).await.unwrap();
+    // A gateway that starts now has all of it before it.
+    let late = Gateway::start(binary(), &["--redis", &redis.address()], &[]).await.unwrap();
+    fails_because(&late, &["BUSY"]).await;
+    // SUBSCRIBE was answered before these.
+    beats(&gateway, &redis, 8.0).await;
+    assert_eq!(failures(&gateway, &redis).await, 0.0);
+    redis.command::<()>(&["SCRIPT", "KILL"]).await.unwrap();
+    script.await.unwrap().unwrap_err();
+
+    late.wait_ready(LIMIT).await.unwrap();
+    for (client, expected) in [(comes.id, 1), (left, 0)] {
+        let channel = format!("texto:{client}");
+        until("everybody is subscribed who is there, and nobody else", LIMIT, async || {
+            let (_, count): (String, u64) = redis.command(&["PUBSUB", "NUMSUB", &channel]).await.ok()?;
+            (count == expected).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+    assert_eq!(stays.send(comes.id, "welcome").await.unwrap(), Answer::Ack);
+    assert_eq!(comes.receive().await.unwrap(), (stays.id, "welcome".to_owned()));
+    assert_eq!(failures(&gateway, &redis).await, 0.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_rights_are_named_with_their_mend_before_anybody_is_connected() {
     let folder = TempDir::new().unwrap();
@@ -108,6 +155,49 @@ async fn missing_rights_are_named_with_their_mend_before_anybody_is_connected() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_taken_away_is_named_as_one_that_was_never_there() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &[]).await;
+    let set = async |rights: &[&str]| {
+        let words = [&["ACL", "SETUSER", "texto", "on", ">secret"], rights].concat();
+        redis.command::<()>(&words).await.unwrap();
+    };
+    let all = ["+@all", "&texto:*"];
+    set(&all).await;
+    let variables = [("TEXTO_REDIS_PASSWORD", "secret"), ("TEXTO_REDIS_USERNAME", "texto")];
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &variables).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    for (rights, parts) in [
+        ("-publish", ["PUBLISH", "ACL SETUSER texto +publish"]),
+        ("-role", ["ROLE", "ACL SETUSER texto +role"]),
+        ("-pubsub", ["PUBSUB NUMSUB", "ACL SETUSER texto +pubsub|numsub"]),
+        ("-subscribe", ["SUBSCRIBE", "ACL SETUSER texto +subscribe"]),
+        ("-@all", ["the server refuses", "ACL SETUSER texto +"]),
+    ] {
+        let mut client = Client::connect(gateway.address).await.unwrap();
+        assert_eq!(client.send(client.id, "calm").await.unwrap(), Answer::Ack);
+        set(&[rights]).await;
+        // Nobody asks for counts without a reason, nor subscribes.
+        client.post(Uuid::new_v4(), "?").await.unwrap();
+        let _newcomer = Client::connect(gateway.address).await.unwrap();
+        until("it is named", LIMIT, async || {
+            let health = gateway.health().await.ok()?;
+            let reason = health["checks"]["redis:links"][0]["observedValue"][0]["reason"].as_str()?.to_owned();
+            parts.iter().all(|part| reason.contains(part)).then_some(())
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{rights}: {error}: {:#?}", gateway.log()));
+        if rights == "-publish" {
+            fails_because(&gateway, &parts).await;
+            assert!(gateway.log().iter().any(|line| line.contains("link to Redis lost") && line.contains(parts[1])));
+        }
+        set(&all).await;
+        gateway.wait_synced(1, LIMIT).await.unwrap();
+    }
+    assert!(failures(&gateway, &redis).await < 100.0, "it is not hammered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_is_rotated_in_redis_and_in_its_file_is_not_noticed() {
     let folder = TempDir::new().unwrap();
     let redis = redis(&folder, &[]).await;
@@ -134,6 +224,25 @@ async fn a_password_that_is_rotated_in_redis_and_in_its_file_is_not_noticed() {
         .unwrap();
     assert_eq!(client.send(client.id, "with the new one").await.unwrap(), Answer::Ack);
     assert_eq!(failures(&gateway, &redis).await, 1.0, "the new one was taken at once");
+
+    // Somebody takes the file away: what was read last is used, and that is said once.
+    std::fs::remove_file(&file).unwrap();
+    for lost in 2..5 {
+        redis.command::<()>(&["CLIENT", "KILL", "USER", "texto"]).await.unwrap();
+        let again = async || (failures(&gateway, &redis).await >= f64::from(lost)).then_some(());
+        until("it is lost again", LIMIT, again).await.unwrap();
+        gateway.wait_synced(1, LIMIT).await.unwrap();
+    }
+    let said = gateway.log().iter().filter(|line| line.contains("can't be read again")).count();
+    assert_eq!(said, 1, "{:#?}", gateway.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_was_renamed_is_named() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &["--rename-command", "PUBLISH", "hidden"]).await;
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &[]).await.unwrap();
+    fails_because(&gateway, &["does not know the command PUBLISH", "not renamed"]).await;
 }
 
 /// A Kubernetes Service, or a proxy, in front of a master and its replica.

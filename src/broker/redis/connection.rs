@@ -40,9 +40,9 @@ pub enum ConnectionError {
         "the server refused the credentials ({0}): check TEXTO_REDIS_USERNAME and TEXTO_REDIS_PASSWORD or its _FILE"
     )]
     Refused(String),
-    /// The server does not know HELLO.
-    #[error("the server does not know the command HELLO: it must be Redis 6.2 or newer, and HELLO not renamed")]
-    NoHello,
+    /// The server does not know a command.
+    #[error("the server does not know the command {0}: it must be Redis 6.2 or newer, and {0} not renamed")]
+    Unknown(&'static str),
     /// The server answered with an error.
     #[error("the server answered: {0}")]
     Server(String),
@@ -75,9 +75,8 @@ impl ConnectionError {
     pub(super) fn is_refusal(&self) -> bool {
         match self {
             Self::Silent(_) | Self::Io(_) | Self::Closed => false,
-            // A server that loads is ready in a moment.
-            Self::Server(text) => !text.starts_with("LOADING"),
-            Self::Refused(_) | Self::NoHello | Self::Right { .. } | Self::DifferentServers => true,
+            Self::Server(text) => !is_for_later(text.as_bytes()),
+            Self::Refused(_) | Self::Unknown(_) | Self::Right { .. } | Self::DifferentServers => true,
             Self::Sentinel | Self::Protocol => true,
         }
     }
@@ -91,6 +90,16 @@ impl ConnectionError {
             _ => Self::Server(text),
         }
     }
+}
+
+/// Whether an error reply means "not now": a script runs, the server loads, or its master is away.
+pub(super) fn is_for_later(text: &[u8]) -> bool {
+    matches!(text.split(|byte| *byte == b' ').next(), Some(b"BUSY" | b"LOADING" | b"MASTERDOWN"))
+}
+
+/// Whether an error reply says that the server does not know the command, as one that was renamed.
+pub(super) fn is_unknown(text: &[u8]) -> bool {
+    text.starts_with(b"ERR unknown command")
 }
 
 /// A reply, still in the read buffer.
@@ -329,7 +338,7 @@ pub async fn open(
     pack(&mut packed, &hello);
     writer.write(&packed).await?;
     match timeout(limit, reader.next()).await.map_err(|_| ConnectionError::Silent(limit))?? {
-        Reply::Error(text) if text.starts_with(b"ERR unknown command") => Err(ConnectionError::NoHello),
+        Reply::Error(text) if is_unknown(text) => Err(ConnectionError::Unknown("HELLO")),
         Reply::Error(text) => {
             let text = credentials.censor(&String::from_utf8_lossy(text));
             Err(ConnectionError::from_reply(text.as_bytes()))
@@ -445,6 +454,17 @@ mod tests {
         assert_eq!(parsed(replica).unwrap(), Role::Replica { master, connected: true });
         assert!(matches!(parsed(b"-NOAUTH Authentication required.\r\n"), Err(ConnectionError::Refused(_))));
         assert!(parsed(b"*1\r\n$8\r\nsentinel\r\n").is_err());
+    }
+
+    #[test]
+    fn what_a_server_refuses_and_what_it_puts_off() {
+        for later in ["BUSY Redis is busy running a script.", "LOADING Redis is loading", "MASTERDOWN Link with MASTER"]
+        {
+            assert!(!ConnectionError::from_reply(later.as_bytes()).is_refusal(), "{later}");
+        }
+        for refusal in ["BUSYKEY Target key name already exists.", "NOAUTH Authentication required.", "ERR what?"] {
+            assert!(ConnectionError::from_reply(refusal.as_bytes()).is_refusal(), "{refusal}");
+        }
     }
 
     proptest! {

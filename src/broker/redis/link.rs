@@ -4,6 +4,7 @@
 //! again, at once the first time and with a growing pause after that.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -121,7 +122,10 @@ impl Link {
             }
             let began = Instant::now();
             let attempt = Attempt { link: &self, shared: &shared };
-            let ended = cancel.run_until_cancelled(attempt.run()).await;
+            let mut subscribing = JoinSet::new();
+            let ended = cancel.run_until_cancelled(attempt.run(&mut subscribing)).await;
+            // It may be in the middle of a poll on another thread: nothing of this link must happen after its end.
+            subscribing.shutdown().await;
             let was = self.note_loss(&shared, ended.as_ref());
             shared.link_lost(&self, was);
             let Some(reason) = ended else { break };
@@ -185,6 +189,11 @@ impl Link {
         new
     }
 
+    /// The server did not do what `clients` wish; nobody is woken for that.
+    pub(super) fn still_due(&self, clients: Vec<Uuid>) {
+        lock(&self.dirty).extend(clients);
+    }
+
     pub(super) fn take_dirty(&self, most: usize) -> Vec<Uuid> {
         let mut dirty = lock(&self.dirty);
         if dirty.len() <= most {
@@ -198,6 +207,9 @@ impl Link {
     }
 }
 
+/// The task of the subscribed half. Whoever ran the attempt waits for its end, also when the attempt is cancelled.
+type Subscribing = JoinSet<Result<Infallible, ConnectionError>>;
+
 /// One try at being connected, from the first SYN to the last byte.
 struct Attempt<'a> {
     link: &'a Arc<Link>,
@@ -206,14 +218,14 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Runs until something fails, and says what.
-    async fn run(&self) -> ConnectionError {
-        match self.run_inner().await {
+    async fn run(&self, subscribing: &mut Subscribing) -> ConnectionError {
+        match self.run_inner(subscribing).await {
             Ok(never) => match never {},
             Err(reason) => reason,
         }
     }
 
-    async fn run_inner(&self) -> Result<std::convert::Infallible, ConnectionError> {
+    async fn run_inner(&self, subscribing: &mut Subscribing) -> Result<Infallible, ConnectionError> {
         let (link, shared) = (self.link, self.shared);
         let limit = shared.config.heartbeat_timeout;
         let open = || connection::open(link.address(), &shared.config.credentials, &shared.client_name, limit);
@@ -225,19 +237,71 @@ impl Attempt<'_> {
         link.set_stage(shared, LinkState::Replaying);
         shared.link_up(link);
 
-        let mut subscribing = JoinSet::new();
         let task = subscriptions(link.clone(), shared.clone(), subscriber.0, subscriber.1);
         shared.tasks.note("subscriptions", subscribing.spawn(task));
-        let ended = tokio::select! {
+        tokio::select! {
             ended = publishing(link, shared, &mut publisher.0, &mut publisher.1) => ended,
             ended = subscribing.join_next() => match ended {
                 Some(Ok(ended)) => ended,
                 // The task was aborted or panicked: the link can't go on either way.
                 Some(Err(_)) | None => Err(ConnectionError::Closed),
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use texto_lab::process::until;
+    use texto_lab::redis_server::RedisServer;
+
+    use super::*;
+    use crate::broker::redis::RedisBroker;
+    use crate::broker::redis::fleet::Fleet;
+    use crate::config::{RedisConfig, TopologyConfig};
+    use crate::metrics::Metrics;
+    use crate::sentinel::Topology;
+    use crate::tasks::Tasks;
+
+    /// Whoever holds the link holds its number.
+    #[tokio::test]
+    async fn a_link_that_is_cancelled_ends_after_all_of_its_tasks() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+        let address: Address = redis.address().parse().unwrap();
+        let config = RedisConfig {
+            topology: TopologyConfig::Fixed(address.clone()),
+            credentials: Default::default(),
+            standby_subscriptions: true,
+            heartbeat_timeout: Duration::from_secs(1),
+            send_timeout: Duration::from_secs(5),
         };
-        // It may be in the middle of a poll on another thread: nothing of this link must happen after its end.
-        subscribing.shutdown().await;
-        ended
+        let tasks = Tasks::default();
+        tasks.end().cancel(); // The only link is the one made here.
+        let broker =
+            RedisBroker::start(&config, "test", Arc::default(), Arc::new(Metrics::new("test").unwrap()), &tasks);
+        let mut made = None;
+        let topology = Topology { master: Some(address), ..Topology::default() };
+        Fleet::new(true, None).apply(
+            Instant::now(),
+            &topology,
+            |()| LinkState::Connecting,
+            |slot| made = Some(Arc::new(Link::new(slot))),
+        );
+        let link = made.unwrap();
+        let held = Arc::downgrade(&link);
+        let cancel = CancellationToken::new();
+        let run = link.run(broker.shared.clone(), cancel.clone());
+        tokio::pin!(run);
+        let synced = until("it is synced", Duration::from_secs(10), async || {
+            (held.upgrade()?.stage() == LinkState::Synced).then_some(())
+        });
+        tokio::select! {
+            () = &mut run => panic!("it ended"),
+            synced = synced => synced.unwrap(),
+        }
+        cancel.cancel();
+        tokio::time::timeout(Duration::from_secs(10), run).await.unwrap();
+        assert_eq!(held.strong_count(), 0, "a task of it is still there");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, pack};
+use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, is_unknown, pack};
 use crate::secret::Credentials;
 
 /// Tries each command on a channel of its own, which no node listens to, and returns what the server calls itself.
@@ -18,13 +18,12 @@ pub(super) async fn probe(
     credentials: &Credentials,
     limit: Duration,
 ) -> Result<Role, ConnectionError> {
-    let user = credentials.username.as_deref().unwrap_or("default");
     let channel = format!("texto:probe:{:016x}", fastrand::u64(..));
     let mut commands = Vec::new();
     pack(&mut commands, &[b"SUBSCRIBE", channel.as_bytes()]);
     subscribe_writer.write(&commands).await?;
     let reply = next(subscribe_reader, limit).await?;
-    judge(&reply, user, "SUBSCRIBE", "subscribe")?;
+    judge(&reply, "SUBSCRIBE", credentials)?;
 
     commands.clear();
     pack(&mut commands, &[b"PUBSUB", b"NUMSUB", channel.as_bytes()]);
@@ -33,16 +32,16 @@ pub(super) async fn probe(
     publish_writer.write(&commands).await?;
     let count = {
         let reply = next(publish_reader, limit).await?;
-        judge(&reply, user, "PUBSUB NUMSUB", "pubsub|numsub")?;
+        judge(&reply, "PUBSUB NUMSUB", credentials)?;
         match &reply {
             Reply::Array(parts) => matches!(parts.get(1), Some(Reply::Number(count)) if *count > 0),
             _ => return Err(ConnectionError::Protocol),
         }
     };
-    judge(&next(publish_reader, limit).await?, user, "PUBLISH", "publish")?;
+    judge(&next(publish_reader, limit).await?, "PUBLISH", credentials)?;
     let role = {
         let reply = next(publish_reader, limit).await?;
-        judge(&reply, user, "ROLE", "role")?;
+        judge(&reply, "ROLE", credentials)?;
         connection::role(&reply)?
     };
     if !count {
@@ -56,7 +55,7 @@ pub(super) async fn probe(
         match next(subscribe_reader, limit).await? {
             Reply::Message { .. } => {} // What was published to it a moment ago.
             reply => {
-                judge(&reply, user, "UNSUBSCRIBE", "unsubscribe")?;
+                judge(&reply, "UNSUBSCRIBE", credentials)?;
                 return Ok(role);
             }
         }
@@ -67,14 +66,27 @@ async fn next(reader: &mut Reader, limit: Duration) -> Result<Reply<'_>, Connect
     timeout(limit, reader.next()).await.map_err(|_| ConnectionError::Silent(limit))?
 }
 
-/// Gives a refusal its mend; any other error stands for itself.
-fn judge(reply: &Reply<'_>, user: &str, command: &'static str, right: &str) -> Result<(), ConnectionError> {
+/// Any error is one here.
+fn judge(reply: &Reply<'_>, command: &'static str, credentials: &Credentials) -> Result<(), ConnectionError> {
     let Reply::Error(text) = reply else { return Ok(()) };
+    Err(refusal(text, command, credentials).unwrap_or_else(|| ConnectionError::from_reply(text)))
+}
+
+/// What an error reply to `command` says about this user's rights, or the server's commands, and its mend; `None` if
+/// it is about something else.
+pub(super) fn refusal(text: &[u8], command: &'static str, credentials: &Credentials) -> Option<ConnectionError> {
+    if is_unknown(text) {
+        return Some(ConnectionError::Unknown(command));
+    }
     if !text.starts_with(b"NOPERM") {
-        return Err(ConnectionError::from_reply(text));
+        return None;
     }
     let text = String::from_utf8_lossy(text).into_owned();
+    let user = credentials.username.as_deref().unwrap_or("default");
     // Redis says "one of the channels" where the command itself is allowed.
-    let right = if text.contains("channel") { "&texto:*".to_owned() } else { format!("+{right}") };
-    Err(ConnectionError::Right { command, text, mend: format!("ACL SETUSER {user} {right}") })
+    let right = match text.contains("channel") {
+        true => "&texto:*".to_owned(),
+        false => format!("+{}", command.to_ascii_lowercase().replace(' ', "|")),
+    };
+    Some(ConnectionError::Right { command, text, mend: format!("ACL SETUSER {user} {right}") })
 }

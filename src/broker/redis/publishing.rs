@@ -10,14 +10,14 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use super::Shared;
 use super::connection::{self, ConnectionError, Reader, Reply, Writer, pack, pack_publish};
 use super::link::Link;
+use super::probe::refusal;
 use crate::transport::envelope::{Channel, head};
 use crate::transport::sender::{Answer, Command};
 
 /// What the server has yet to answer, in order.
 enum Owed {
-    Command,
-    /// The last command of a batch that was written then.
-    Last(Instant),
+    /// A command; the last one of a batch with the time when that was written.
+    Command(&'static str, Option<Instant>),
     Role(Instant),
 }
 
@@ -64,7 +64,7 @@ async fn write(link: &Link, shared: &Shared, writer: &mut Writer, owed: &Queue) 
         if ask_role {
             pack(&mut commands, &[b"ROLE"]);
         }
-        owe(owed, batch.len(), ask_role);
+        owe(owed, &batch, ask_role);
         writer.write(&commands).await?;
         if commands.capacity() > 1024 * 1024 {
             commands = Vec::new();
@@ -72,12 +72,20 @@ async fn write(link: &Link, shared: &Shared, writer: &mut Writer, owed: &Queue) 
     }
 }
 
-fn owe(owed: &Queue, commands: usize, role: bool) {
+fn owe(owed: &Queue, batch: &[Command], role: bool) {
     let now = Instant::now();
     let mut queue = lock(owed);
-    queue.extend((1..commands).map(|_| Owed::Command));
-    queue.extend((commands > 0).then_some(Owed::Last(now)));
+    for (left, command) in (0..batch.len()).rev().zip(batch) {
+        queue.push_back(Owed::Command(name(command), (left == 0).then_some(now)));
+    }
     queue.extend(role.then_some(Owed::Role(now)));
+}
+
+fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Message(..) | Command::Control(..) => "PUBLISH",
+        Command::Count(_) => "PUBSUB NUMSUB",
+    }
 }
 
 fn pack_command(commands: &mut Vec<u8>, shared: &Shared, command: &Command) {
@@ -102,15 +110,24 @@ async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -
     loop {
         let mut answers = Vec::new();
         let mut heard = false;
+        let mut refused = None;
         while let Some(reply) = reader.buffered()? {
             heard = true;
             // Nothing is due: whatever comes is not Redis.
             let due = lock(owed).pop_front().ok_or(ConnectionError::Protocol)?;
+            if let Reply::Error(text) = &reply {
+                let command = match due {
+                    Owed::Command(command, _) => command,
+                    Owed::Role(_) => "ROLE",
+                };
+                refused = refusal(text, command, &shared.config.credentials);
+            }
             match due {
-                Owed::Command => answers.push(answer(&reply)),
-                Owed::Last(began) => {
+                Owed::Command(_, last) => {
                     answers.push(answer(&reply));
-                    shared.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
+                    if let Some(began) = last {
+                        shared.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
+                    }
                 }
                 Owed::Role(began) => {
                     heartbeat.observe(began.elapsed().as_secs_f64());
@@ -120,9 +137,16 @@ async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -
                     }
                 }
             }
+            if refused.is_some() {
+                break;
+            }
         }
         if heard {
             shared.answered(link.id(), answers);
+        }
+        // A right was taken away: the link is of no use before somebody gives it back, and finds out when by a new one.
+        if let Some(refused) = refused {
+            return Err(refused);
         }
         // ROLE is asked four times as often, so a server that lives is never silent for so long.
         timeout(limit, reader.fill()).await.map_err(|_| ConnectionError::Silent(limit))??;

@@ -9,8 +9,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use super::Shared;
-use super::connection::{ConnectionError, Reader, Reply, Writer, pack};
+use super::connection::{ConnectionError, Reader, Reply, Writer, is_for_later, pack};
 use super::link::Link;
+use super::probe::refusal;
 use crate::broker::LinkState;
 use crate::transport::Gathered;
 use crate::transport::envelope::Channel;
@@ -20,10 +21,16 @@ const REPLAY_BATCH: usize = 1000;
 
 /// What the server has yet to answer, in order.
 enum Owed {
-    /// So many confirmations.
-    Channels(usize),
+    /// As many confirmations as are left, or one error for all of them.
+    Channels { command: &'static str, of: Of, left: usize },
     /// ROLE, which a server answers that loads, or has lost its master; PING it would not.
     Role(Instant),
+}
+
+/// Whose channels a command is about.
+enum Of {
+    Clients(Vec<Uuid>),
+    Node,
 }
 
 /// Runs until the connection fails: hands arriving messages on, and demands a sign of life within the heartbeat's
@@ -42,6 +49,8 @@ pub(super) async fn subscriptions(
     let mut synced = false;
     let mut owed: VecDeque<Owed> = VecDeque::new();
     let mut unconfirmed = 0_usize;
+    // The server has put something off: it is left in peace until the next beat.
+    let mut put_off = false;
     let mut gathered = Gathered::default();
     let mut heard = Instant::now();
     let mut last_beat = heard;
@@ -54,7 +63,7 @@ pub(super) async fn subscriptions(
                 Reply::Message { channel, payload } => shared.receive(channel, payload, &mut gathered),
                 Reply::Push(parts) => {
                     unconfirmed = unconfirmed.saturating_sub(1);
-                    if let Some(Owed::Channels(left)) = owed.front_mut() {
+                    if let Some(Owed::Channels { left, .. }) = owed.front_mut() {
                         *left -= 1;
                         if *left == 0 {
                             owed.pop_front();
@@ -66,45 +75,62 @@ pub(super) async fn subscriptions(
                     }
                 }
                 reply => match (owed.pop_front(), reply) {
-                    // Whatever the answer is, it lives.
-                    (Some(Owed::Role(sent)), _) => {
+                    // Whatever the answer is, it lives; but without the right to ask, that is not known for long.
+                    (Some(Owed::Role(sent)), reply) => {
+                        if let Reply::Error(text) = reply
+                            && let Some(refusal) = refusal(text, "ROLE", &shared.config.credentials)
+                        {
+                            return Err(refusal);
+                        }
                         let address = link.address().to_string();
                         let trip = sent.elapsed().as_secs_f64();
                         shared.metrics.heartbeat.with_label_values(&[&address]).observe(trip);
                     }
-                    (Some(Owed::Channels(_)), Reply::Error(text)) => return Err(ConnectionError::from_reply(text)),
+                    (Some(Owed::Channels { of, left, .. }), Reply::Error(text)) if is_for_later(text) => {
+                        unconfirmed = unconfirmed.saturating_sub(left);
+                        put_off = true;
+                        match of {
+                            Of::Clients(clients) => link.still_due(clients),
+                            Of::Node => own = shared.own_channels(),
+                        }
+                    }
+                    (Some(Owed::Channels { command, .. }), Reply::Error(text)) => {
+                        let refusal = refusal(text, command, &shared.config.credentials);
+                        return Err(refusal.unwrap_or_else(|| ConnectionError::from_reply(text)));
+                    }
                     _ => return Err(ConnectionError::Protocol),
                 },
             }
         }
         shared.after_read(&mut gathered);
         commands.clear();
-        if unconfirmed < REPLAY_BATCH {
+        if !put_off && unconfirmed < REPLAY_BATCH {
             let (join, leave) = if replay.is_empty() {
                 link.take_dirty(REPLAY_BATCH).into_iter().partition(|client| shared.registry.get(*client).is_some())
             } else {
                 let count = replay.len().min(REPLAY_BATCH);
                 (replay.drain(..count).collect::<Vec<_>>(), Vec::new())
             };
-            for (command, clients) in [(b"SUBSCRIBE".as_slice(), &join), (b"UNSUBSCRIBE", &leave)] {
+            for (command, clients) in [("SUBSCRIBE", join), ("UNSUBSCRIBE", leave)] {
                 if !clients.is_empty() {
                     let names: Vec<_> = clients.iter().map(|client| Channel::Client(*client).name()).collect();
                     pack_channels(&mut commands, command, names.iter().map(String::as_bytes));
-                    owed.push_back(Owed::Channels(clients.len()));
-                    unconfirmed += clients.len();
+                    let left = clients.len();
+                    owed.push_back(Owed::Channels { command, of: Of::Clients(clients), left });
+                    unconfirmed += left;
                 }
             }
         }
-        if commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
+        if !put_off && commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
             // Last of all: whoever counts them knows that all of this node's sessions are here.
-            pack_channels(&mut commands, b"SUBSCRIBE", own.iter().map(Vec::as_slice));
-            owed.push_back(Owed::Channels(own.len()));
+            pack_channels(&mut commands, "SUBSCRIBE", own.iter().map(Vec::as_slice));
+            owed.push_back(Owed::Channels { command: "SUBSCRIBE", of: Of::Node, left: own.len() });
             unconfirmed += own.len();
             own.clear();
         }
         if !commands.is_empty() {
             writer.write(&commands).await?;
-        } else if !synced && own.is_empty() && unconfirmed == 0 {
+        } else if !synced && !put_off && own.is_empty() && unconfirmed == 0 {
             synced = true;
             link.set_stage(&shared, LinkState::Synced);
             shared.link_synced(&link, channels, began.elapsed());
@@ -129,6 +155,7 @@ pub(super) async fn subscriptions(
             heard = now; // This process stood still; it has no right to complain.
         }
         last_beat = now;
+        put_off = false;
         if now.saturating_duration_since(heard) >= limit {
             return Err(ConnectionError::Silent(limit));
         }
@@ -147,7 +174,7 @@ enum Woke {
     Beat,
 }
 
-fn pack_channels<'a>(commands: &mut Vec<u8>, command: &'a [u8], channels: impl Iterator<Item = &'a [u8]>) {
-    let arguments: Vec<&[u8]> = std::iter::once(command).chain(channels).collect();
+fn pack_channels<'a>(commands: &mut Vec<u8>, command: &'a str, channels: impl Iterator<Item = &'a [u8]>) {
+    let arguments: Vec<&[u8]> = std::iter::once(command.as_bytes()).chain(channels).collect();
     pack(commands, &arguments);
 }
