@@ -12,15 +12,18 @@ enter() {
     exit
   fi
   root=$2
+  export PATH="$PATH:/usr/sbin:/sbin"
   mount -t tmpfs tmpfs "$root"
   mkdir -p "$root"/{etc/texto,run/secrets,data,proc,dev,tmp,usr,own}
   for folder in /usr /dev; do mount --rbind "$folder" "$root$folder"; done
   for folder in /bin /sbin /lib /lib64; do
     if [ -L "$folder" ]; then cp -P "$folder" "$root/"; else mkdir "$root$folder"; mount --rbind "$folder" "$root$folder"; fi
   done
-  mount -t proc proc "$root/proc"
+  mount -t proc proc /proc
+  mount --bind /proc "$root/proc"
   cp -r /etc/ld.so.cache /etc/alternatives "$root/etc/" 2>/dev/null || true # awk may be one
   echo "hosts: files" >"$root/etc/nsswitch.conf"
+  chmod 1777 "$root/tmp"
   ip link set lo up
 }
 
@@ -29,13 +32,15 @@ within() { chroot "$root" "$@"; }
 
 start() { # start NAME COMMAND…: with its /data and, where there is one, its own /etc/texto; its process is $!
   mkdir -p "$root/own/$1/data"
+  : >"$root/tmp/$1.log"
+  chmod 666 "$root/tmp/$1.log" # nginx opens it again, as another user.
   # shellcheck disable=SC2016 # Those are the inner shell's.
   unshare --uts --mount sh -c '
     mount --bind "$0/own/$1/data" "$0/data"
     [ ! -d "$0/own/$1/texto" ] || mount --bind "$0/own/$1/texto" "$0/etc/texto"
     hostname "$1"
     shift
-    exec chroot "$0" "$@"' "$root" "$@" >"$root/tmp/$1.log" 2>&1 &
+    exec chroot "$0" "$@"' "$root" "$@" >>"$root/tmp/$1.log" 2>&1 &
 }
 
 eventually() {
