@@ -13,13 +13,14 @@ use http::{HeaderMap, Response, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 pub use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::keep_alive::Watched;
 
 /// What a read buffer starts with, and what is read at a time.
 const READ_BUFFER: usize = 1024;
@@ -168,9 +169,10 @@ impl Socket {
     pub async fn upgrade(on_upgrade: OnUpgrade, bounds: Bounds) -> Result<Self, hyper::Error> {
         let upgraded: Upgraded = on_upgrade.await?;
         // HTTP's read buffer is given up with the rest of it: it would cost each session 5 KB.
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
+        match upgraded.downcast::<TokioIo<Watched>>() {
             Ok(parts) => {
-                let mut stream = Tracked { stream: Box::new(parts.io.into_inner()), frames: Frames::default() };
+                let mut stream =
+                    Tracked { stream: Box::new(parts.io.into_inner().into_inner()), frames: Frames::default() };
                 // A copy: the buffer itself is HTTP's, and large.
                 let early = parts.read_buf.to_vec();
                 stream.frames.feed(&early);
