@@ -203,9 +203,18 @@ pub struct ServeArgs {
     /// A client must take what is written at a time (16 messages and its answers) within this
     #[arg(long, env = "TEXTO_WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", help_heading = "Limits")]
     pub write_timeout: String,
-    /// An HTTP request must be complete, and a kept-alive connection used, within this time
+    /// A new connection must send something, and the head of an HTTP request be complete, within this time
     #[arg(long, env = "TEXTO_HEADER_TIMEOUT", default_value = "10s", value_name = "DURATION", help_heading = "Limits")]
     pub header_timeout: String,
+    /// An HTTP connection may be idle this long between two requests: longer than load balancers keep theirs
+    #[arg(
+        long,
+        env = "TEXTO_KEEP_ALIVE_TIMEOUT",
+        default_value = "75s",
+        value_name = "DURATION",
+        help_heading = "Limits"
+    )]
+    pub keep_alive_timeout: String,
 
     /// After SIGTERM: how long to serve on while load balancers notice
     #[arg(long, env = "TEXTO_DRAIN_DELAY", default_value = "5s", value_name = "DURATION", help_heading = "Operations")]

@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::address_map::AddressMap;
 use crate::cli::{Given, ServeArgs};
 use crate::client_address::TrustedProxies;
+use crate::keep_alive::Patience;
 use crate::secret::{Credentials, Password};
 use crate::variables::{LOG, Variables};
 
@@ -152,8 +153,8 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// Time for a client to take its bytes.
     pub write_timeout: Duration,
-    /// Time for an HTTP request to arrive.
-    pub header_timeout: Duration,
+    /// Time for the head of an HTTP request to arrive, and how long a connection may be idle between requests.
+    pub http: Patience,
 }
 
 #[cfg(test)]
@@ -170,7 +171,7 @@ impl Limits {
             outbox_bytes,
             ping_interval: second,
             write_timeout: second,
-            header_timeout: second,
+            http: Patience { header: second, keep_alive: second },
         }
     }
 }
@@ -310,7 +311,10 @@ impl Check<'_> {
             outbox_bytes: self.count("outbox-bytes", &args.outbox_bytes).unwrap_or(usize::MAX),
             ping_interval: self.duration("ping-interval", &args.ping_interval, ms).unwrap_or(ms),
             write_timeout: self.duration("write-timeout", &args.write_timeout, ms).unwrap_or(ms),
-            header_timeout: self.duration("header-timeout", &args.header_timeout, ms).unwrap_or(ms),
+            http: Patience {
+                header: self.duration("header-timeout", &args.header_timeout, ms).unwrap_or(ms),
+                keep_alive: self.duration("keep-alive-timeout", &args.keep_alive_timeout, ms).unwrap_or(ms),
+            },
         };
         if limits.max_frame_bytes < limits.max_text_bytes.saturating_add(512) {
             self.invalid(

@@ -21,6 +21,7 @@ pub mod variables;
 
 pub mod client_address;
 pub mod http;
+pub mod keep_alive;
 pub mod outbox;
 pub mod protocol;
 pub mod registry;

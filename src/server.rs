@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
@@ -26,6 +26,7 @@ use crate::drain::{self, Shutdown};
 use crate::health::Health;
 use crate::http::{self as routes, App, SocketPermit};
 use crate::isolation;
+use crate::keep_alive::{Ending, Patience, Waiting, Watched};
 use crate::logging::Log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -41,7 +42,9 @@ const HEAD_BYTES: usize = 16 * 1024;
 const LAST: Duration = Duration::from_secs(2);
 /// How long a client may take none of its bytes, at the TCP level; sessions have a deadline of their own.
 const UNREAD: Duration = Duration::from_secs(30);
-/// Pause after a failed accept, such as for want of descriptors.
+/// How long a connection may take to end at the end of the program.
+const GENTLE_END: Duration = Duration::from_secs(1);
+/// Pause after a failed accept, such as for want of descriptors, and while no place is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// EX_SOFTWARE: a fault of the program's own.
@@ -120,8 +123,7 @@ pub async fn run(
     let app = App { context, health: health.clone(), seats, sessions: sessions.clone(), trusted_proxies };
     announce(&config, &listener, admin.as_ref())?;
     let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));
-    let acceptor =
-        |routes, sockets| Acceptor { routes, sockets, header_timeout: limits.header_timeout, tasks: tasks.clone() };
+    let acceptor = |routes, sockets| Acceptor { routes, sockets, patience: limits.http, tasks: tasks.clone() };
     set_options(&listener, limits.write_timeout)?;
     let public = acceptor(routes::public(app.clone(), admin.is_none()), sockets);
     tasks.spawn_vital("acceptor", tasks.end(), public.run(listener));
@@ -210,7 +212,7 @@ fn set_options(listener: &TcpListener, write_timeout: Duration) -> std::io::Resu
 struct Acceptor {
     routes: BoxedFilter<(WarpResponse,)>,
     sockets: Arc<Semaphore>,
-    header_timeout: Duration,
+    patience: Patience,
     tasks: Tasks,
 }
 
@@ -222,9 +224,10 @@ impl Acceptor {
 
     async fn run_inner(self, listener: TcpListener) {
         let mut failures = Repeats::default();
+        let waiting = Waiting::default();
         loop {
             // Nobody is accepted that there is no descriptor for; they wait in the backlog.
-            let Ok(permit) = self.sockets.clone().acquire_owned().await else { return };
+            let Some(permit) = self.place(&waiting).await else { return };
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -237,31 +240,63 @@ impl Acceptor {
             };
             let permit: SocketPermit = Arc::new(permit);
             let routes = TowerToHyperService::new(warp::service(self.routes.clone()));
+            let presence = waiting.connection();
+            let stream = Watched::new(stream, presence.clone());
+            let served = presence.clone();
             let service = service_fn(move |mut request: Request<Incoming>| {
+                served.asked();
                 request.extensions_mut().insert(permit.clone());
                 request.extensions_mut().insert(Peer(peer));
-                routes.call(request)
+                let (answer, served) = (routes.call(request), served.clone());
+                async move {
+                    let answer = answer.await;
+                    // An upgraded connection is HTTP no more.
+                    if answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::SWITCHING_PROTOCOLS) {
+                        served.answered();
+                    }
+                    answer
+                }
             });
+            // hyper's own header timeout would run between requests as well.
             let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(self.header_timeout)
+                .header_read_timeout(None)
                 .max_buf_size(HEAD_BYTES)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
             let end = self.tasks.end().clone();
+            let patience = self.patience;
             self.tasks.spawn(async move {
                 tokio::pin!(connection);
-                let result = tokio::select! {
-                    result = &mut connection => result,
-                    () = end.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        tokio::time::timeout(Duration::from_secs(1), connection).await.unwrap_or(Ok(()))
-                    }
+                let limit = tokio::select! {
+                    result = &mut connection => return log_end(result),
+                    ending = presence.exhausted(patience) => match ending {
+                        Ending::Gentle => patience.header,
+                        Ending::Abrupt => return,
+                    },
+                    () = end.cancelled() => GENTLE_END,
                 };
-                if let Err(error) = result {
-                    debug!(%error, "an HTTP connection ended");
-                }
+                connection.as_mut().graceful_shutdown();
+                log_end(tokio::time::timeout(limit, connection).await.unwrap_or(Ok(())));
             });
         }
+    }
+
+    /// A place for one more connection. While none is left, those that wait for their next request make room.
+    async fn place(&self, waiting: &Waiting) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = self.sockets.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        loop {
+            waiting.yield_longest();
+            if let Ok(permit) = tokio::time::timeout(ACCEPT_PAUSE, self.sockets.clone().acquire_owned()).await {
+                return permit.ok();
+            }
+        }
+    }
+}
+
+fn log_end(result: hyper::Result<()>) {
+    if let Err(error) = result {
+        debug!(%error, "an HTTP connection ended");
     }
 }

@@ -13,13 +13,14 @@ use http::{HeaderMap, Response, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 pub use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::keep_alive::Watched;
 
 /// What a read buffer starts with, and what is read at a time.
 const READ_BUFFER: usize = 1024;
@@ -28,8 +29,13 @@ const WRITE_BUFFER: usize = 4096;
 /// How long a peer may take to go after it was told to.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// The subprotocol that a client may name.
+pub const SUBPROTOCOL: &str = "texto.v1";
+/// How much of what a client offered it is told again.
+const OFFER_SHOWN: usize = 100;
+
 /// Why a request is no WebSocket handshake (RFC 6455, section 4.2.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
     /// It asks for no upgrade.
     #[error("this address speaks WebSocket: connect with a WebSocket client")]
@@ -40,14 +46,17 @@ pub enum HandshakeError {
     /// The key is missing or malformed.
     #[error("the header Sec-WebSocket-Key must be 16 bytes in base64")]
     Key,
+    /// It offers subprotocols, and none that is spoken here: a client fails without a reason if none is selected.
+    #[error("no subprotocol that is offered is known here ({0}): offer {SUBPROTOCOL}, or none")]
+    Subprotocol(String),
 }
 
 impl HandshakeError {
     /// The status that says so.
-    pub fn status(self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
             Self::NotAnUpgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
-            Self::Key => StatusCode::BAD_REQUEST,
+            Self::Key | Self::Subprotocol(_) => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -69,15 +78,34 @@ pub fn handshake(headers: &HeaderMap) -> Result<Response<()>, HandshakeError> {
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).map(http::HeaderValue::as_bytes);
     let key = key.filter(|key| key.len() == 24 && key.ends_with(b"==")).ok_or(HandshakeError::Key)?;
+    let subprotocol = subprotocol(headers)?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let answer = response.headers_mut();
+    if let Some(name) = subprotocol {
+        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, header::HeaderValue::from_static(name));
+    }
     answer.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
     answer.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
     let accept = derive_accept_key(key);
     let accept = header::HeaderValue::from_str(&accept).map_err(|_| HandshakeError::Key)?;
     answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     Ok(response)
+}
+
+/// Selects from what the client offers: tokens in which case counts, comma-separated, in one header or several.
+fn subprotocol(headers: &HeaderMap) -> Result<Option<&'static str>, HandshakeError> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    let offers = values.iter().flat_map(|value| value.split(',')).map(str::trim).filter(|offer| !offer.is_empty());
+    let offers: Vec<_> = offers.collect();
+    if offers.is_empty() {
+        Ok(None)
+    } else if offers.contains(&SUBPROTOCOL) {
+        Ok(Some(SUBPROTOCOL))
+    } else {
+        Err(HandshakeError::Subprotocol(offers.join(", ").chars().take(OFFER_SHOWN).collect()))
+    }
 }
 
 /// Bounds of one socket.
@@ -141,9 +169,10 @@ impl Socket {
     pub async fn upgrade(on_upgrade: OnUpgrade, bounds: Bounds) -> Result<Self, hyper::Error> {
         let upgraded: Upgraded = on_upgrade.await?;
         // HTTP's read buffer is given up with the rest of it: it would cost each session 5 KB.
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
+        match upgraded.downcast::<TokioIo<Watched>>() {
             Ok(parts) => {
-                let mut stream = Tracked { stream: Box::new(parts.io.into_inner()), frames: Frames::default() };
+                let mut stream =
+                    Tracked { stream: Box::new(parts.io.into_inner().into_inner()), frames: Frames::default() };
                 // A copy: the buffer itself is HTTP's, and large.
                 let early = parts.read_buf.to_vec();
                 stream.frames.feed(&early);

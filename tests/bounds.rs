@@ -147,7 +147,7 @@ async fn a_full_outbox_is_the_senders_business_and_closes_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_and_half_sent_requests_are_closed() {
-    let gateway = gateway(&["--header-timeout", "300ms"]).await;
+    let gateway = gateway(&["--header-timeout", "300ms", "--keep-alive-timeout", "300ms"]).await;
     for start in ["", "GET /v1/texto HTTP/1.1\r\nHost: x\r\n", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"] {
         let mut stream = TcpStream::connect(gateway.address).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();
@@ -155,6 +155,56 @@ async fn silent_and_half_sent_requests_are_closed() {
         tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.expect("it stays open").unwrap();
         assert_eq!(answer.is_empty(), !start.ends_with("\r\n\r\n"), "{}", String::from_utf8_lossy(&answer));
     }
+}
+
+const LIVEZ: &str = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// Waits until nothing more comes, not even an answer.
+async fn end(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    tokio::time::timeout(LIMIT, stream.read_to_end(&mut rest)).await.expect("it stays open").unwrap();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn between_requests_a_connection_may_be_idle_for_longer_than_a_request_may_take() {
+    let gateway = gateway(&["--header-timeout", "300ms", "--keep-alive-timeout", "3s"]).await;
+    let (header, keep_alive) = (Duration::from_millis(290), Duration::from_millis(2900));
+    let connect = async || TcpStream::connect(gateway.address).await.unwrap();
+    let (mut idle, mut begun, mut silent) = (connect().await, connect().await, connect().await);
+    assert_eq!(http::ask(&mut idle, LIVEZ).await.unwrap().status, 200);
+    assert_eq!(http::ask(&mut begun, LIVEZ).await.unwrap().status, 200);
+    // The header timeout has passed when this one is closed.
+    end(&mut silent).await;
+    assert_eq!(http::ask(&mut idle, LIVEZ).await.unwrap().status, 200);
+    let answered = Instant::now();
+    begun.write_all(b"GET /li").await.unwrap();
+    end(&mut begun).await;
+    assert!(answered.elapsed() > header && answered.elapsed() < keep_alive, "{:?}", answered.elapsed());
+    end(&mut idle).await;
+    assert!(answered.elapsed() > keep_alive, "closed after {:?}", answered.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_yield_their_places_to_handshakes() {
+    let gateway = gateway(&["--max-connections", "4", "--header-timeout", "1h", "--keep-alive-timeout", "1h"]).await;
+    let mut early = Client::connect(gateway.address).await.unwrap();
+    let mut idle = Vec::new();
+    // Several times as many as there are places.
+    for _ in 0..400 {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        assert_eq!(http::ask(&mut stream, LIVEZ).await.unwrap().status, 200);
+        idle.push(stream);
+    }
+    let began = Instant::now();
+    let late = Client::connect(gateway.address).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "a handshake took {:?}", began.elapsed());
+    assert_eq!(early.send(late.id, "still here").await.unwrap(), Answer::Ack);
+    // Those that were idle longest are gone, without a word, and the others still serve.
+    end(&mut idle[0]).await;
+    end(&mut idle[200]).await;
+    assert_eq!(http::ask(&mut idle[399], LIVEZ).await.unwrap().status, 200);
+    assert_eq!(http::ask(&mut idle[300], LIVEZ).await.unwrap().status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

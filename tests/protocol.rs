@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use texto_lab::client::{self, Answer, Client, Incoming};
 use texto_lab::gateway::Gateway;
+use texto_lab::http;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -91,6 +94,41 @@ async fn registration_greeting_and_silence() {
     let mut socket = client::open(gateway.address, "/v1/texto?nogreet=").await.unwrap();
     let Incoming::Frame(first) = client::next(&mut socket).await else { panic!("closed") };
     assert_eq!(first["kind"], "connection", "an empty value does not suppress the greeting");
+}
+
+/// Asks for an upgrade with further header lines.
+async fn handshake(gateway: &Gateway, headers: &str) -> http::Response {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let request = format!("GET /v1/texto HTTP/1.1\r\nHost: texto\r\n{headers}\r\n");
+    http::ask(&mut stream, &request).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_subprotocol_is_selected_or_the_reason_given() {
+    let gateway = gateway(&[]).await;
+    for (offers, selected) in [
+        ("", None),
+        ("Sec-WebSocket-Protocol: \r\n", None),
+        ("Sec-WebSocket-Protocol: texto.v1\r\n", Some("texto.v1")),
+        ("Sec-WebSocket-Protocol: chat,texto.v1 , v2\r\n", Some("texto.v1")),
+        ("Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: texto.v1\r\n", Some("texto.v1")),
+    ] {
+        let answer = handshake(&gateway, &format!("{}{offers}", http::UPGRADE)).await;
+        assert_eq!((answer.status, answer.header("Sec-WebSocket-Protocol")), (101, selected), "{offers:?}");
+    }
+    for (offers, named) in [("chat", "chat"), ("Texto.v1", "Texto.v1"), ("a,b\r\nSec-WebSocket-Protocol: c", "a, b, c")]
+    {
+        let headers = format!("{}Sec-WebSocket-Protocol: {offers}\r\n", http::UPGRADE);
+        let answer = handshake(&gateway, &headers).await;
+        assert_eq!(answer.status, 400, "{offers:?}");
+        let sentence = format!("no subprotocol that is offered is known here ({named}): offer texto.v1, or none\n");
+        assert_eq!(answer.body, sentence);
+    }
+    // As browsers do it, which fail unless the answer fits the offer.
+    let mut request = format!("ws://{}/v1/texto", gateway.address).into_client_request().unwrap();
+    request.headers_mut().insert("Sec-WebSocket-Protocol", "chat, texto.v1".parse().unwrap());
+    let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
+    assert!(matches!(client::next(&mut socket).await, Incoming::Frame(_)));
 }
 
 #[tokio::test]
