@@ -191,12 +191,21 @@ pub struct ServeArgs {
     /// Sends of one session that wait for their answer at a time; more get EAGAIN
     #[arg(long, env = "TEXTO_MAX_UNANSWERED", default_value = "64", value_name = "COUNT", help_heading = "Limits")]
     pub max_unanswered: String,
-    /// Messages that wait for a slow reader; then it is closed with 1013
+    /// Messages that wait for a slow reader; then their senders get EBUSY
     #[arg(long, env = "TEXTO_OUTBOX_MESSAGES", default_value = "1024", value_name = "COUNT", help_heading = "Limits")]
     pub outbox_messages: String,
-    /// Bytes of text that wait for a slow reader; then it is closed with 1013
+    /// Bytes of text that wait for a slow reader; then their senders get EBUSY
     #[arg(long, env = "TEXTO_OUTBOX_BYTES", default_value = "1048576", value_name = "BYTES", help_heading = "Limits")]
     pub outbox_bytes: String,
+    /// Bytes that wait for all readers of this node together; near it, the slowest are closed with 1013
+    #[arg(
+        long,
+        env = "TEXTO_OUTBOX_TOTAL_BYTES",
+        default_value = "268435456",
+        value_name = "BYTES",
+        help_heading = "Limits"
+    )]
+    pub outbox_total_bytes: String,
     /// A WebSocket silent this long is pinged, and closed when it stays silent as long again
     #[arg(long, env = "TEXTO_PING_INTERVAL", default_value = "25s", value_name = "DURATION", help_heading = "Limits")]
     pub ping_interval: String,

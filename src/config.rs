@@ -149,6 +149,8 @@ pub struct Limits {
     pub outbox_messages: usize,
     /// Bytes of text waiting for a reader.
     pub outbox_bytes: usize,
+    /// Bytes waiting for all readers together.
+    pub outbox_total_bytes: usize,
     /// Silence after which a client is pinged.
     pub ping_interval: Duration,
     /// Time for a client to take its bytes.
@@ -169,6 +171,7 @@ impl Limits {
             max_unanswered: 1,
             outbox_messages,
             outbox_bytes,
+            outbox_total_bytes: usize::MAX,
             ping_interval: second,
             write_timeout: second,
             http: Patience { header: second, keep_alive: second },
@@ -309,6 +312,7 @@ impl Check<'_> {
             max_unanswered: self.count("max-unanswered", &args.max_unanswered).unwrap_or(1),
             outbox_messages: self.count("outbox-messages", &args.outbox_messages).unwrap_or(1),
             outbox_bytes: self.count("outbox-bytes", &args.outbox_bytes).unwrap_or(usize::MAX),
+            outbox_total_bytes: self.count("outbox-total-bytes", &args.outbox_total_bytes).unwrap_or(usize::MAX),
             ping_interval: self.duration("ping-interval", &args.ping_interval, ms).unwrap_or(ms),
             write_timeout: self.duration("write-timeout", &args.write_timeout, ms).unwrap_or(ms),
             http: Patience {
@@ -325,6 +329,9 @@ impl Check<'_> {
         }
         if limits.outbox_bytes < limits.max_text_bytes {
             self.invalid("outbox-bytes", &args.outbox_bytes, "at least --max-text-bytes");
+        }
+        if limits.outbox_total_bytes < limits.outbox_bytes {
+            self.invalid("outbox-total-bytes", &args.outbox_total_bytes, "at least --outbox-bytes");
         }
         self.errors.is_empty().then_some(limits)
     }

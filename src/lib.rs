@@ -19,6 +19,7 @@ pub mod config;
 pub mod secret;
 pub mod variables;
 
+pub mod budget;
 pub mod client_address;
 pub mod http;
 pub mod keep_alive;

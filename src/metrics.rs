@@ -50,6 +50,8 @@ pub struct Metrics {
     pub messages_resent: IntCounter,
     /// What became of messages that arrived at this node.
     pub deliveries: Deliveries,
+    /// Bytes in all outboxes.
+    pub outbox_bytes: IntGauge,
     /// Messages dropped with the outbox of a slow reader.
     pub outbox_dropped: IntCounter,
     /// Sessions closed because they read too slowly.
@@ -177,6 +179,7 @@ impl Metrics {
                 malformed: deliveries.with_label_values(&["malformed"]),
                 other_version: deliveries.with_label_values(&["other_version"]),
             },
+            outbox_bytes: r.gauge("texto_outbox_bytes", "Bytes of messages that wait for their readers.")?,
             outbox_dropped: r.counter("texto_outbox_dropped_total", "Messages dropped with a slow reader.")?,
             slow_readers: r.counter("texto_slow_readers_closed_total", "Sessions closed for reading too slowly.")?,
             master_info: r.gauges("texto_redis_master_info", "1 for the Redis master in use.", &["address"])?,

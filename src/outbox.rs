@@ -4,18 +4,24 @@
 //! messages by number and bytes, answers by the number of unanswered sends.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::budget::{Budget, Share};
 use crate::config::Limits;
 use crate::transport::envelope::{Number, Place, Tag};
 use crate::transport::inbox::{Arrival, Due, Inbox, Room};
 
 /// No sender has more than this part of an outbox, however fast it writes.
 const SHARE: usize = 4;
+
+/// Bytes that a message takes, its text and what stands around it.
+fn cost(message: &Delivery) -> usize {
+    message.text.len() + size_of::<Delivery>()
+}
 
 /// A message for a session's client.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,7 +79,7 @@ pub struct Outbox {
     wake: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     shelf: Shelf,
     /// What has been decided about messages; most sessions get none for most of the time.
@@ -83,15 +89,21 @@ struct Inner {
     /// Nothing is taken any more: what is in here is all that will be written.
     sealed: bool,
     subscribed: bool,
+    /// Bytes that the session has taken out and is writing.
+    in_hand: usize,
+    /// Since when the session has taken nothing though there is something.
+    behind_since: Option<Instant>,
 }
 
 /// The messages of an outbox, and those that wait for their predecessors.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shelf {
     deliveries: VecDeque<Delivery>,
     bytes: usize,
     waiting: usize,
     waiting_bytes: usize,
+    /// Of what the node has for all outboxes.
+    share: Share,
 }
 
 /// A shelf with its bounds.
@@ -118,7 +130,8 @@ impl Bounded<'_> {
 impl Room<Delivery> for Bounded<'_> {
     fn may_wait(&mut self, message: &Delivery) -> bool {
         let bytes = self.shelf.waiting_bytes + message.text.len();
-        let fits = self.shelf.waiting < self.max_messages && bytes <= self.max_bytes;
+        let fits =
+            self.shelf.waiting < self.max_messages && bytes <= self.max_bytes && self.shelf.share.grow(cost(message));
         if fits {
             self.shelf.waiting += 1;
             self.shelf.waiting_bytes = bytes;
@@ -129,13 +142,15 @@ impl Room<Delivery> for Bounded<'_> {
     fn waits_no_more(&mut self, message: &Delivery) {
         self.shelf.waiting -= 1;
         self.shelf.waiting_bytes -= message.text.len();
+        self.shelf.share.shrink(cost(message));
     }
 
     fn admit(&mut self, message: Delivery) -> bool {
         let bytes = message.text.len();
         let fits = self.shelf.deliveries.len() < self.max_messages
             && self.shelf.bytes + bytes <= self.max_bytes
-            && !self.has_its_share(message.sender, bytes);
+            && !self.has_its_share(message.sender, bytes)
+            && self.shelf.share.grow(cost(&message));
         if fits {
             self.shelf.bytes += bytes;
             self.shelf.deliveries.push_back(message);
@@ -159,12 +174,24 @@ pub struct Batch {
 
 impl Outbox {
     /// An empty outbox for `client`.
-    pub fn new(client: Uuid, limits: &Limits) -> Self {
+    pub fn new(client: Uuid, limits: &Limits, budget: &Arc<Budget>) -> Self {
+        let share = Share::new(budget.clone());
+        let shelf = Shelf { deliveries: VecDeque::new(), bytes: 0, waiting: 0, waiting_bytes: 0, share };
+        let inner = Inner {
+            shelf,
+            inbox: None,
+            answers: VecDeque::new(),
+            close: None,
+            sealed: false,
+            subscribed: false,
+            in_hand: 0,
+            behind_since: None,
+        };
         Self {
             client,
             max_messages: limits.outbox_messages,
             max_bytes: limits.outbox_bytes,
-            inner: Mutex::default(),
+            inner: Mutex::new(inner),
             wake: Notify::new(),
         }
     }
@@ -198,6 +225,9 @@ impl Outbox {
         let mut room = Bounded { shelf, max_messages: self.max_messages, max_bytes: self.max_bytes };
         let arrival = inbox.get_or_insert_default().arrive(tag, sender, place, make, &mut room, due);
         let wake = inner.shelf.deliveries.len() > before;
+        if wake {
+            inner.behind_since.get_or_insert_with(Instant::now);
+        }
         drop(inner);
         if wake {
             self.wake.notify_one();
@@ -214,6 +244,9 @@ impl Outbox {
         }
         let (max_messages, max_bytes) = (self.max_messages, self.max_bytes);
         let admitted = Bounded { shelf: &mut inner.shelf, max_messages, max_bytes }.admit(delivery);
+        if admitted {
+            inner.behind_since.get_or_insert_with(Instant::now);
+        }
         drop(inner);
         self.wake.notify_one();
         Some(admitted)
@@ -259,6 +292,10 @@ impl Outbox {
         inner.shelf.bytes -= deliveries.iter().map(|delivery| delivery.text.len()).sum::<usize>();
         let answers = inner.answers.drain(..).collect();
         let rest = !inner.shelf.deliveries.is_empty();
+        if count > 0 {
+            inner.in_hand += deliveries.iter().map(cost).sum::<usize>();
+            inner.behind_since = Some(Instant::now());
+        }
         let immediate = matches!(inner.close, Some(CloseOrder::SlowReader | CloseOrder::Stop));
         let close = inner.close.filter(|_| immediate || !rest);
         let subscribed = inner.subscribed;
@@ -267,6 +304,16 @@ impl Outbox {
             self.wake.notify_one();
         }
         Batch { answers, deliveries, close, subscribed }
+    }
+
+    /// What was taken out is written.
+    pub fn written(&self) {
+        let mut inner = self.lock();
+        let written = std::mem::take(&mut inner.in_hand);
+        inner.shelf.share.shrink(written);
+        if inner.shelf.deliveries.is_empty() {
+            inner.behind_since = None;
+        }
     }
 
     /// Takes nothing more from now on. Returns whether all that was taken has been written as well.
@@ -281,7 +328,16 @@ impl Outbox {
         let mut inner = self.lock();
         inner.sealed = true;
         inner.inbox = None;
-        std::mem::take(&mut inner.shelf).deliveries.len()
+        let shelf = &mut inner.shelf;
+        shelf.share.shrink(shelf.share.bytes());
+        (shelf.bytes, shelf.waiting, shelf.waiting_bytes) = (0, 0, 0);
+        std::mem::take(&mut shelf.deliveries).len()
+    }
+
+    /// Since when the session has taken nothing, and how many bytes there are, if there are any.
+    pub fn backlog(&self) -> Option<(Instant, usize)> {
+        let inner = self.lock();
+        Some((inner.behind_since?, inner.shelf.share.bytes()))
     }
 
     /// Whether a slow reader or a hard stop demands an end, whatever is being written.
@@ -347,8 +403,12 @@ pub(crate) mod tests {
 
     use crate::transport::envelope::Decision;
 
+    pub(crate) fn unbounded() -> Arc<Budget> {
+        Budget::new(usize::MAX, prometheus::IntGauge::new("bytes", "for tests").unwrap())
+    }
+
     pub(crate) fn outbox(messages: usize, bytes: usize) -> Arc<Outbox> {
-        Arc::new(Outbox::new(Uuid::new_v4(), &Limits::small(messages, bytes)))
+        Arc::new(Outbox::new(Uuid::new_v4(), &Limits::small(messages, bytes), &unbounded()))
     }
 
     pub(crate) fn delivery(text: &str) -> Delivery {

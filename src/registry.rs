@@ -62,15 +62,18 @@ impl Registry {
 
     /// Has every session forget the lanes of which nothing is wanted any more.
     pub fn prune(&self, peers: &Peers) {
-        for shard in &self.shards {
-            let outboxes: Vec<_> = {
-                let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-                shard.clients.values().cloned().collect()
-            };
-            for outbox in outboxes {
-                outbox.prune(|tag| peers.floor(tag));
-            }
+        for outbox in self.outboxes() {
+            outbox.prune(|tag| peers.floor(tag));
         }
+    }
+
+    /// The outboxes of everyone who is connected here.
+    pub fn outboxes(&self) -> Vec<Arc<Outbox>> {
+        let mut outboxes = Vec::new();
+        for shard in &self.shards {
+            outboxes.extend(shard.lock().unwrap_or_else(PoisonError::into_inner).clients.values().cloned());
+        }
+        outboxes
     }
 
     /// The outbox of `client`, if it is connected here.
@@ -141,7 +144,11 @@ mod tests {
         let client = outbox.client();
         let first = registry.register(outbox.clone());
         assert_eq!(deliver(&registry, client, 1), Some(Arrival::Decided));
-        let successor = registry.register(Arc::new(Outbox::new(client, &crate::config::Limits::small(9, 99))));
+        let successor = registry.register(Arc::new(Outbox::new(
+            client,
+            &crate::config::Limits::small(9, 99),
+            &crate::outbox::tests::unbounded(),
+        )));
         drop(first);
         assert_eq!(registry.clients(), [client], "a late old session must not evict its successor");
         drop(successor);

@@ -20,6 +20,7 @@ use warp::reply::Response as WarpResponse;
 use crate::broker::Broker;
 use crate::broker::embedded::Embedded;
 use crate::broker::redis::RedisBroker;
+use crate::budget::Budget;
 use crate::client_address::Peer;
 use crate::config::{BrokerConfig, Config, TopologyConfig};
 use crate::drain::{self, Shutdown};
@@ -117,7 +118,12 @@ pub async fn run(
         });
     }
 
-    let context = Arc::new(Context { registry: registry.clone(), broker: broker.clone(), metrics, limits });
+    let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
+    let (keeper, sessions_of, end) = (budget.clone(), registry.clone(), tasks.end().clone());
+    tasks.spawn_vital("budget", tasks.end(), async move {
+        end.run_until_cancelled(keeper.run(sessions_of)).await;
+    });
+    let context = Arc::new(Context { registry: registry.clone(), broker: broker.clone(), metrics, limits, budget });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
     let app = App { context, health: health.clone(), seats, sessions: sessions.clone(), trusted_proxies };

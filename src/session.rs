@@ -7,6 +7,7 @@ use tokio::time::{sleep_until, timeout};
 use uuid::Uuid;
 
 use crate::broker::{Broker, Message};
+use crate::budget::Budget;
 use crate::config::Limits;
 use crate::metrics::{Held, Metrics};
 use crate::outbox::{Answer, Batch, CloseOrder, Delivery, Outbox, Outcome, ReplyTo};
@@ -40,6 +41,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What is allowed.
     pub limits: Limits,
+    /// What all outboxes may hold.
+    pub budget: Arc<Budget>,
 }
 
 /// Why a session ended.
@@ -80,7 +83,7 @@ impl End {
 /// Steps that are rare are boxed: what they need is not kept for the whole session.
 pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
     let client = Uuid::new_v4();
-    let outbox = Arc::new(Outbox::new(client, &context.limits));
+    let outbox = Arc::new(Outbox::new(client, &context.limits, &context.budget));
     let held = Held::new(&context.metrics.connections);
     let mut closed = Closed { label: "panicked", metrics: context.metrics.clone() };
     let entry = Entry::new(&context, outbox.clone());
@@ -336,6 +339,7 @@ impl Session {
             if self.write(answers.chain(deliveries)).await.is_err() {
                 return Some(self.write_failed());
             }
+            self.outbox.written();
         }
         if wrote && self.draining.is_some() {
             self.outbox.nudge(); // More may have come meanwhile; with nothing left, this is the end.

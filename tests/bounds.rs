@@ -103,6 +103,51 @@ async fn a_reader_that_stops_is_closed_with_1013_and_disturbs_nobody() {
     assert!(matches!(code, 1013 | 1006), "{code}");
 }
 
+/// Each alone is within its bounds; together they would fill the node's memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_slow_readers_together_are_bounded_and_the_slowest_go_first() {
+    const TOTAL: f64 = 2_000_000.0;
+    let room = ["--outbox-bytes", "1000000", "--outbox-total-bytes", "2000000"];
+    let gateway = gateway(&[&room[..], &["--write-timeout", "1h", "--ping-interval", "1h"]].concat()).await;
+    let mut slow = Vec::new();
+    for _ in 0..12 {
+        slow.push(Client::connect(gateway.address).await.unwrap());
+    }
+    let (mut flooder, mut a, mut b) = (
+        Client::connect(gateway.address).await.unwrap(),
+        Client::connect(gateway.address).await.unwrap(),
+        Client::connect(gateway.address).await.unwrap(),
+    );
+    let text = "x".repeat(16_000);
+    let began = Instant::now();
+    while gateway.metric("texto_slow_readers_closed_total").await != Some(1.0) {
+        assert!(began.elapsed() < 4 * LIMIT, "nobody was closed");
+        for reader in &slow {
+            for _ in 0..16 {
+                if flooder.send(reader.id, &text).await.unwrap() != Answer::Ack {
+                    break;
+                }
+            }
+        }
+        let held = gateway.metric("texto_outbox_bytes").await.unwrap();
+        assert!(held <= TOTAL, "{held} bytes");
+        if gateway.metric("texto_slow_readers_closed_total").await.unwrap() > 0.0 {
+            break;
+        }
+    }
+    // Whoever reads is not thrown out, and there is room again.
+    until("there is room", LIMIT, async || (a.send(b.id, "undisturbed").await.unwrap() == Answer::Ack).then_some(()))
+        .await
+        .unwrap();
+    assert_eq!(b.receive().await.unwrap().1, "undisturbed");
+    let closed = gateway.metric("texto_slow_readers_closed_total").await.unwrap();
+    assert!(closed < 12.0, "all of them were closed");
+    drop(slow);
+    until("all is given back", LIMIT, async || (gateway.metric("texto_outbox_bytes").await? == 0.0).then_some(()))
+        .await
+        .unwrap();
+}
+
 /// While a write waits for the client, more arrives for it: that must not wait for the next ping.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_pauses_gets_the_rest_without_another_word() {

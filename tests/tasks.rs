@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use texto::broker::embedded::Embedded;
 use texto::broker::{Broker, BrokerStatus, Message};
+use texto::budget::Budget;
 use texto::cli::Cli;
 use texto::client_address::TrustedProxies;
 use texto::config::Config;
@@ -83,7 +84,18 @@ impl Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_ends_by_itself_ends_the_gateway_or_is_started_again() {
     let cluster = Cluster::start(&ClusterOptions::default()).await.unwrap();
-    let vital = ["acceptor", "admin acceptor", "clock", "drain", "heartbeat", "isolation", "keeper", "link", "watcher"];
+    let vital = [
+        "acceptor",
+        "admin acceptor",
+        "budget",
+        "clock",
+        "drain",
+        "heartbeat",
+        "isolation",
+        "keeper",
+        "link",
+        "watcher",
+    ];
     for name in vital {
         let gateway = Gateway::start(&cluster).await;
         let names: BTreeSet<_> = gateway.tasks.names().into_iter().collect();
@@ -146,7 +158,8 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let broker = Arc::new(Fragile(Embedded::new(registry.clone(), metrics.clone())));
     let seats = Arc::new(tokio::sync::Semaphore::new(10));
     let health = Arc::new(Health::new("test", LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
-    let context = Arc::new(Context { registry: registry.clone(), broker, metrics: metrics.clone(), limits });
+    let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
+    let context = Arc::new(Context { registry: registry.clone(), broker, metrics: metrics.clone(), limits, budget });
     let trusted_proxies = Arc::new(TrustedProxies::default());
     let app = App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies };
     let service = TowerToHyperService::new(warp::service(routes::public(app, true)));

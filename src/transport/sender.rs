@@ -540,7 +540,8 @@ impl<R> Sender<R> {
     /// What is taken was decided in order: so is all before it in its lane.
     fn handed(&mut self, now: Instant, key: (Uuid, Uuid), number: Number, actions: &mut Actions<R>) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        while let Some(first) = lane.pop_front_if(|first| *first <= number) {
+        while let Some(first) = lane.front().copied().filter(|first| *first <= number) {
+            lane.pop_front();
             if let Some(pending) = self.log.remove(&first) {
                 self.bytes -= pending.body.len() + OVERHEAD;
                 actions.decided.push((pending.reply, Outcome::Handed));
