@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use texto_lab::client::{Answer, Client};
 use texto_lab::gateway::Gateway;
 use texto_lab::process::{free_port, until};
+use texto_lab::proxy::Proxy;
 use texto_lab::redis_server::RedisServer;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -263,6 +264,43 @@ async fn one_address_for_several_servers_is_named_and_nobody_is_let_in() {
     let gateway = Gateway::start(binary(), &["--redis", &address], &[]).await.unwrap();
     fails_because(&gateway, &["different servers", "--sentinels"]).await;
     proxy.abort();
+}
+
+/// Batches follow one another without waiting for answers, so that distance costs time and not throughput.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_far_away_has_many_batches_under_way() {
+    const ROUND_TRIP: Duration = Duration::from_millis(500);
+    /// What one client may have unanswered.
+    const EACH: usize = 64;
+    /// As many as eight batches hold.
+    const CLIENTS: usize = 8 * 512 / EACH;
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &[]).await;
+    let proxy = Proxy::start(&redis.address()).await.unwrap();
+    let arguments = ["--redis", &proxy.address.to_string(), "--heartbeat-timeout", "5s", "--send-timeout", "20s"];
+    let gateway = Gateway::start(binary(), &arguments, &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Client::connect(gateway.address).await.unwrap());
+    }
+    proxy.delay(ROUND_TRIP / 2);
+    let began = Instant::now();
+    let mut requests = Vec::new();
+    for client in &mut clients {
+        for _ in 0..EACH {
+            requests.push(client.post(client.id, "to myself").await.unwrap());
+        }
+    }
+    for (client, requests) in clients.iter_mut().zip(requests.chunks(EACH)) {
+        for request in requests {
+            assert_eq!(client.answer(*request).await.unwrap(), Answer::Ack);
+        }
+    }
+    let took = began.elapsed();
+    // There and back with the messages, and perhaps with their receipts; one batch at a time it is eight times that.
+    assert!(took >= ROUND_TRIP, "{took:?}: the proxy does not delay");
+    assert!(took < 6 * ROUND_TRIP, "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,8 @@
 mod link;
 mod receipts;
 mod search;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
