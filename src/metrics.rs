@@ -152,7 +152,12 @@ impl Metrics {
             handshakes_not_ready: handshakes.with_label_values(&["not_ready"]),
             handshakes_full: handshakes.with_label_values(&["full"]),
             handshakes_bad: handshakes.with_label_values(&["bad_request"]),
-            sessions_closed: r.counters("texto_sessions_closed_total", "Sessions ended, by reason.", &["reason"])?,
+            sessions_closed: {
+                let closed = r.counters("texto_sessions_closed_total", "Sessions ended, by reason.", &["reason"])?;
+                // It must be there before the first: Prometheus takes no increase from a series that begins with 1.
+                closed.with_label_values(&["panicked"]);
+                closed
+            },
             messages_acked: messages.with_label_values(&["acked"]),
             messages_failed: messages.with_label_values(&["failed"]),
             errors: ErrorCode::ALL.iter().map(|code| errors.with_label_values(&[code.as_str()])).collect(),

@@ -174,6 +174,8 @@ async fn a_session_that_panics_takes_nothing_with_it() {
         }
     });
 
+    // An alert takes the increase, which a series has only when it was there before.
+    assert!(metrics.render().unwrap().contains("texto_sessions_closed_total{reason=\"panicked\"} 0"));
     let mut bad = Client::connect(address).await.unwrap();
     let mut a = Client::connect(address).await.unwrap();
     let mut b = Client::connect(address).await.unwrap();
