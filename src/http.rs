@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Response, StatusCode, Version, header};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -15,7 +15,7 @@ use warp::reply::Response as WarpResponse;
 use crate::client_address::{Peer, TrustedProxies};
 use crate::health::Health;
 use crate::session::{self, Context};
-use crate::websocket::{self, Bounds, Socket};
+use crate::websocket::{self, Bounds, HandshakeError, Socket};
 
 /// Seconds after which a refused client may try again.
 const RETRY_AFTER: &str = "1";
@@ -77,12 +77,14 @@ fn websocket(app: App) -> BoxedFilter<(WarpResponse,)> {
         .and(warp::get())
         .and(warp::header::headers_cloned())
         .and(query())
+        .and(warp::ext::optional::<Version>())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<SocketPermit>())
         .and(warp::ext::optional::<Peer>())
-        .map(move |headers: HeaderMap, query: String, upgrade, permit, peer: Option<Peer>| {
+        .map(move |headers: HeaderMap, query: String, version: Option<Version>, upgrade, permit, peer: Option<Peer>| {
             let address = peer.map(|peer| app.trusted_proxies.client(peer, &headers));
-            open(&app, &headers, &query, address, upgrade, permit)
+            let handshake = websocket::handshake(version.unwrap_or_default(), &headers);
+            open(&app, handshake, &query, address, upgrade, permit)
         })
         .boxed()
 }
@@ -90,15 +92,14 @@ fn websocket(app: App) -> BoxedFilter<(WarpResponse,)> {
 /// Begins a session, or says why not.
 fn open(
     app: &App,
-    headers: &HeaderMap,
+    handshake: Result<Response<()>, HandshakeError>,
     query: &str,
     address: Option<IpAddr>,
     upgrade: Option<OnUpgrade>,
     permit: Option<SocketPermit>,
 ) -> WarpResponse {
     let metrics = &app.context.metrics;
-    let handshake = websocket::handshake(headers)
-        .and_then(|response| Ok((response, upgrade.ok_or(websocket::HandshakeError::NotAnUpgrade)?)));
+    let handshake = handshake.and_then(|response| Ok((response, upgrade.ok_or(HandshakeError::NotAnUpgrade)?)));
     let (response, upgrade) = match handshake {
         Ok(both) => both,
         Err(error) => {

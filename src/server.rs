@@ -247,6 +247,8 @@ impl Acceptor {
                 served.asked();
                 request.extensions_mut().insert(permit.clone());
                 request.extensions_mut().insert(Peer(peer));
+                let version = request.version();
+                request.extensions_mut().insert(version);
                 let (answer, served) = (routes.call(request), served.clone());
                 async move {
                     let answer = answer.await;
