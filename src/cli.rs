@@ -197,7 +197,8 @@ pub struct ServeArgs {
     /// Bytes of text that wait for a slow reader; then it is closed with 1013
     #[arg(long, env = "TEXTO_OUTBOX_BYTES", default_value = "1048576", value_name = "BYTES", help_heading = "Limits")]
     pub outbox_bytes: String,
-    /// A WebSocket silent this long is pinged, and closed when it stays silent as long again
+    /// A WebSocket silent this long is pinged, and closed when it stays silent as long again; a message that comes at
+    /// 256 bytes a second or faster is no silence
     #[arg(long, env = "TEXTO_PING_INTERVAL", default_value = "25s", value_name = "DURATION", help_heading = "Limits")]
     pub ping_interval: String,
     /// A client must take what is written at a time (16 messages and its answers) within this

@@ -261,6 +261,12 @@ impl Socket {
         self.stream.flush().await.map_err(|_| WriteError)
     }
 
+    /// How much of texts and binaries has come so far, in bytes. Only differences mean something. A message that is not
+    /// complete adds to it as much as the limit of a message at the most.
+    pub fn arrived(&self) -> u64 {
+        self.stream.get_ref().frames.arrived
+    }
+
     /// Whether there is memory to give back.
     pub fn is_grown(&self) -> bool {
         self.grown
@@ -354,21 +360,33 @@ impl AsyncWrite for Tracked {
 struct Frames {
     header: [u8; 10],
     have: u8,
+    mask: u8,
     payload: u64,
+    control: bool,
     fragmented: bool,
+    /// Payload of texts and binaries that has come so far; it wraps.
+    arrived: u64,
 }
 
 impl Frames {
     /// Between two messages: no frame begun, and no message either.
     fn at_rest(&self) -> bool {
-        self.have == 0 && self.payload == 0 && !self.fragmented
+        self.have == 0 && self.mask == 0 && self.payload == 0 && !self.fragmented
     }
 
     fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
+            if self.mask > 0 {
+                self.mask -= 1;
+                bytes = &bytes[1..];
+                continue;
+            }
             if self.payload > 0 {
                 let skip = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
                 self.payload -= skip as u64;
+                if !self.control {
+                    self.arrived = self.arrived.wrapping_add(skip as u64);
+                }
                 bytes = &bytes[skip..];
                 continue;
             }
@@ -391,12 +409,12 @@ impl Frames {
                 0 => u64::from(self.header[1] & 0x7f),
                 _ => extended.fold(0, |length, byte| length << 8 | u64::from(*byte)),
             };
-            let mask = if self.header[1] & 0x80 == 0 { 0 } else { 4 };
-            if self.header[0] & 0x0f < 8 {
+            self.mask = if self.header[1] & 0x80 == 0 { 0 } else { 4 };
+            self.control = self.header[0] & 0x0f >= 8;
+            if !self.control {
                 self.fragmented = self.header[0] & 0x80 == 0;
             }
-            // The mask is skipped with the payload.
-            self.payload = length.saturating_add(mask);
+            self.payload = length;
             self.have = 0;
         }
     }
@@ -431,7 +449,7 @@ mod tests {
             sizes in proptest::collection::vec((prop_oneof![0..130_usize, 65530..65540_usize], any::<bool>()), 1..6),
             step in 1..5000_usize,
         ) {
-            let mut frames = Frames::default();
+            let (mut frames, mut payload) = (Frames::default(), 0);
             for (size, masked) in sizes {
                 // A message in two fragments with a ping between them.
                 let parts = [frame(0x01, size, masked), frame(0x89, 3, masked), frame(0x80, size, masked)];
@@ -442,6 +460,8 @@ mod tests {
                     }
                 }
                 prop_assert!(frames.at_rest());
+                payload += 2 * size as u64;
+                prop_assert_eq!(frames.arrived, payload);
             }
         }
     }
