@@ -191,10 +191,10 @@ pub struct ServeArgs {
     /// Sends of one session that wait for their answer at a time; more get EAGAIN
     #[arg(long, env = "TEXTO_MAX_UNANSWERED", default_value = "64", value_name = "COUNT", help_heading = "Limits")]
     pub max_unanswered: String,
-    /// Messages that wait for a slow reader; then it is closed with 1013
+    /// Messages that wait for a slow reader; then their senders get EBUSY, each at a quarter already
     #[arg(long, env = "TEXTO_OUTBOX_MESSAGES", default_value = "1024", value_name = "COUNT", help_heading = "Limits")]
     pub outbox_messages: String,
-    /// Bytes of text that wait for a slow reader; then it is closed with 1013
+    /// Bytes of text that wait for a slow reader; then their senders get EBUSY, each at a quarter already
     #[arg(long, env = "TEXTO_OUTBOX_BYTES", default_value = "1048576", value_name = "BYTES", help_heading = "Limits")]
     pub outbox_bytes: String,
     /// A WebSocket silent this long is pinged, and closed when it stays silent as long again; a message that comes at

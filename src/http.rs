@@ -1,7 +1,8 @@
 //! Owns the paths: the WebSocket, health, metrics and the web client, as warp routes.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use http::{HeaderMap, Response, StatusCode, Version, header};
 use hyper::upgrade::OnUpgrade;
@@ -14,6 +15,7 @@ use warp::reply::Response as WarpResponse;
 
 use crate::client_address::{Peer, TrustedProxies};
 use crate::health::Health;
+use crate::repeats::Repeats;
 use crate::session::{self, Context};
 use crate::websocket::{self, Bounds, HandshakeError, Socket};
 
@@ -51,6 +53,8 @@ pub struct App {
     pub sessions: TaskTracker,
     /// Who is believed about clients' addresses.
     pub trusted_proxies: Arc<TrustedProxies>,
+    /// What was said of slow readers.
+    pub slow_readers: Arc<Mutex<Repeats>>,
 }
 
 /// Everything for clients; metrics too unless they have an address of their own.
@@ -131,6 +135,7 @@ fn open(
     };
     let greet = !query.split('&').any(|pair| pair.strip_prefix("nogreet=").is_some_and(|value| !value.is_empty()));
     let context = app.context.clone();
+    let slow_readers = app.slow_readers.clone();
     // The tracker has the task before the 101 is sent, so that a drain can't miss the session.
     let address = address.map(tracing::field::display);
     app.sessions.spawn(async move {
@@ -140,7 +145,11 @@ fn open(
                 debug!(address, "session begins");
                 let end = session::run(socket, context, greet).await;
                 if end == session::End::SlowReader {
-                    info!(address, "a session was closed: its client did not read what it was sent");
+                    let what = "a session was closed: its client did not read what it was sent";
+                    let again = slow_readers.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), what);
+                    if let Some(again) = again {
+                        info!(address, "{what}{again}");
+                    }
                 } else {
                     debug!(address, ?end, "session ended");
                 }

@@ -120,7 +120,14 @@ pub async fn run(
     let context = Arc::new(Context { registry: registry.clone(), broker: broker.clone(), metrics, limits });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
-    let app = App { context, health: health.clone(), seats, sessions: sessions.clone(), trusted_proxies };
+    let app = App {
+        context,
+        health: health.clone(),
+        seats,
+        sessions: sessions.clone(),
+        trusted_proxies,
+        slow_readers: Arc::default(),
+    };
     announce(&config, &listener, admin.as_ref())?;
     let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));
     let acceptor = |routes, sockets| Acceptor { routes, sockets, patience: limits.http, tasks: tasks.clone() };

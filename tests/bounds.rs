@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use texto_lab::client::{self, Answer, Client, Incoming};
 use texto_lab::gateway::Gateway;
@@ -102,6 +103,30 @@ async fn a_reader_that_stops_is_closed_with_1013_and_disturbs_nobody() {
     // It wakes up, and is told why, if the kernel had room for it; at least it is closed.
     let code = slow.closed(LIMIT).await.unwrap();
     assert!(matches!(code, 1013 | 1006), "{code}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_are_one_line_and_a_count() {
+    let gateway = gateway(&["--write-timeout", "300ms", "--outbox-messages", "50"]).await;
+    let mut flooder = Client::connect(gateway.address).await.unwrap();
+    let text = "x".repeat(16_000);
+    for count in 1..=3_u32 {
+        let slow = Client::connect(gateway.address).await.unwrap();
+        let closed = until("it is closed", LIMIT, async || {
+            // More than the kernel's buffers hold, after a while.
+            for _ in 0..50 {
+                flooder.send(slow.id, &text).await.unwrap();
+            }
+            let closed = gateway.metric("texto_slow_readers_closed_total").await?;
+            (closed == f64::from(count)).then_some(())
+        });
+        closed.await.unwrap();
+    }
+    // Each has been said, or counted, at the end.
+    gateway.signal(Signal::SIGINT);
+    gateway.wait_for_log("stopped", LIMIT).await.unwrap();
+    let lines: Vec<_> = gateway.log().into_iter().filter(|line| line.contains("did not read")).collect();
+    assert_eq!(lines.len(), 1, "{lines:#?}");
 }
 
 /// While a write waits for the client, more arrives for it: that must not wait for the next ping.
