@@ -9,6 +9,7 @@ use hyper::server::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use texto::keep_alive::{Waiting, Watched};
 use texto::websocket::{self, Bounds, Incoming, Message, Socket};
 use tokio::net::TcpListener;
 use warp::Filter;
@@ -24,7 +25,8 @@ async fn main() -> anyhow::Result<()> {
     println!("echo on ws://{}/", listener.local_addr()?);
     let route = warp::header::headers_cloned().and(warp::ext::optional::<OnUpgrade>()).map(
         |headers: http::HeaderMap, upgrade: Option<OnUpgrade>| {
-            let (Ok(response), Some(upgrade)) = (websocket::handshake(&headers), upgrade) else {
+            let (Ok(response), Some(upgrade)) = (websocket::handshake(http::Version::HTTP_11, &headers), upgrade)
+            else {
                 let mut refusal = Response::default();
                 *refusal.status_mut() = http::StatusCode::UPGRADE_REQUIRED;
                 return refusal;
@@ -39,6 +41,7 @@ async fn main() -> anyhow::Result<()> {
     );
     loop {
         let (stream, _) = listener.accept().await?;
+        let stream = Watched::new(stream, Waiting::default().connection());
         let service = TowerToHyperService::new(warp::service(route));
         let serve = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
         tokio::spawn(serve.with_upgrades());

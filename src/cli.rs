@@ -191,10 +191,10 @@ pub struct ServeArgs {
     /// Sends of one session that wait for their answer at a time; more get EAGAIN
     #[arg(long, env = "TEXTO_MAX_UNANSWERED", default_value = "64", value_name = "COUNT", help_heading = "Limits")]
     pub max_unanswered: String,
-    /// Messages that wait for a slow reader; then their senders get EBUSY
+    /// Messages that wait for a slow reader; then their senders get EBUSY, each at a quarter already
     #[arg(long, env = "TEXTO_OUTBOX_MESSAGES", default_value = "1024", value_name = "COUNT", help_heading = "Limits")]
     pub outbox_messages: String,
-    /// Bytes of text that wait for a slow reader; then their senders get EBUSY
+    /// Bytes of text that wait for a slow reader; then their senders get EBUSY, each at a quarter already
     #[arg(long, env = "TEXTO_OUTBOX_BYTES", default_value = "1048576", value_name = "BYTES", help_heading = "Limits")]
     pub outbox_bytes: String,
     /// Bytes that wait for all readers of this node together; near it, the slowest are closed with 1013
@@ -206,7 +206,8 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub outbox_total_bytes: String,
-    /// A WebSocket silent this long is pinged, and closed when it stays silent as long again
+    /// A WebSocket silent this long is pinged, and closed when it stays silent as long again; a message that comes at
+    /// 256 bytes a second or faster is no silence
     #[arg(long, env = "TEXTO_PING_INTERVAL", default_value = "25s", value_name = "DURATION", help_heading = "Limits")]
     pub ping_interval: String,
     /// A client must take what is written at a time (16 messages and its answers) within this

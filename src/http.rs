@@ -1,9 +1,10 @@
 //! Owns the paths: the WebSocket, health, metrics and the web client, as warp routes.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Response, StatusCode, Version, header};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -14,8 +15,9 @@ use warp::reply::Response as WarpResponse;
 
 use crate::client_address::{Peer, TrustedProxies};
 use crate::health::Health;
+use crate::repeats::Repeats;
 use crate::session::{self, Context};
-use crate::websocket::{self, Bounds, Socket};
+use crate::websocket::{self, Bounds, HandshakeError, Socket};
 
 /// Seconds after which a refused client may try again.
 const RETRY_AFTER: &str = "1";
@@ -51,6 +53,8 @@ pub struct App {
     pub sessions: TaskTracker,
     /// Who is believed about clients' addresses.
     pub trusted_proxies: Arc<TrustedProxies>,
+    /// What was said of slow readers.
+    pub slow_readers: Arc<Mutex<Repeats>>,
 }
 
 /// Everything for clients; metrics too unless they have an address of their own.
@@ -77,12 +81,14 @@ fn websocket(app: App) -> BoxedFilter<(WarpResponse,)> {
         .and(warp::get())
         .and(warp::header::headers_cloned())
         .and(query())
+        .and(warp::ext::optional::<Version>())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<SocketPermit>())
         .and(warp::ext::optional::<Peer>())
-        .map(move |headers: HeaderMap, query: String, upgrade, permit, peer: Option<Peer>| {
+        .map(move |headers: HeaderMap, query: String, version: Option<Version>, upgrade, permit, peer: Option<Peer>| {
             let address = peer.map(|peer| app.trusted_proxies.client(peer, &headers));
-            open(&app, &headers, &query, address, upgrade, permit)
+            let handshake = websocket::handshake(version.unwrap_or_default(), &headers);
+            open(&app, handshake, &query, address, upgrade, permit)
         })
         .boxed()
 }
@@ -90,15 +96,14 @@ fn websocket(app: App) -> BoxedFilter<(WarpResponse,)> {
 /// Begins a session, or says why not.
 fn open(
     app: &App,
-    headers: &HeaderMap,
+    handshake: Result<Response<()>, HandshakeError>,
     query: &str,
     address: Option<IpAddr>,
     upgrade: Option<OnUpgrade>,
     permit: Option<SocketPermit>,
 ) -> WarpResponse {
     let metrics = &app.context.metrics;
-    let handshake = websocket::handshake(headers)
-        .and_then(|response| Ok((response, upgrade.ok_or(websocket::HandshakeError::NotAnUpgrade)?)));
+    let handshake = handshake.and_then(|response| Ok((response, upgrade.ok_or(HandshakeError::NotAnUpgrade)?)));
     let (response, upgrade) = match handshake {
         Ok(both) => both,
         Err(error) => {
@@ -130,6 +135,7 @@ fn open(
     };
     let greet = !query.split('&').any(|pair| pair.strip_prefix("nogreet=").is_some_and(|value| !value.is_empty()));
     let context = app.context.clone();
+    let slow_readers = app.slow_readers.clone();
     // The tracker has the task before the 101 is sent, so that a drain can't miss the session.
     let address = address.map(tracing::field::display);
     app.sessions.spawn(async move {
@@ -139,7 +145,11 @@ fn open(
                 debug!(address, "session begins");
                 let end = session::run(socket, context, greet).await;
                 if end == session::End::SlowReader {
-                    info!(address, "a session was closed: its client did not read what it was sent");
+                    let what = "a session was closed: its client did not read what it was sent";
+                    let again = slow_readers.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), what);
+                    if let Some(again) = again {
+                        info!(address, "{what}{again}");
+                    }
                 } else {
                     debug!(address, ?end, "session ended");
                 }

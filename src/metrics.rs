@@ -200,7 +200,7 @@ impl Metrics {
                 "State of the link to a Redis: 0 connecting, 1 replaying, 2 synced.",
                 &["address"],
             )?,
-            heartbeat: r.histograms("texto_heartbeat_seconds", "Round trip of a PING to Redis.", &["address"])?,
+            heartbeat: r.histograms("texto_heartbeat_seconds", "Round trip of a ROLE to Redis.", &["address"])?,
             link_failures: r.counters(
                 "texto_link_failures_total",
                 "Connections to Redis that were lost or could not be made.",

@@ -106,9 +106,11 @@ struct Frame<'a> {
 }
 
 #[derive(Deserialize)]
-struct SendData {
-    receiver_id: String,
-    text: String,
+struct SendData<'a> {
+    #[serde(borrow, default)]
+    receiver_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
 }
 
 /// Reads a text frame of the session `client`. The first check that fails names the error, in the
@@ -117,58 +119,111 @@ struct SendData {
 /// # Errors
 /// A [`Rejection`], to be answered.
 pub fn decode(frame: &str, client: Uuid, max_text_bytes: usize) -> Result<Request, Rejection> {
-    let reject = |id, code, description: &str| Rejection { id, code, description: description.to_owned() };
-    let syntax = |description| reject(None, ErrorCode::ESyntax, description);
+    let nameless = |(code, description)| Rejection { id: None, code, description };
     // Serde would also read an array as the fields of a struct.
     if !frame.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
-        return Err(syntax("a frame must be one JSON object"));
+        return Err(nameless((ErrorCode::ESyntax, "a frame must be one JSON object".to_owned())));
     }
-    let fields: Frame<'_> = serde_json::from_str(frame)
-        .map_err(|error| reject(None, ErrorCode::ESyntax, &format!("the frame is not valid JSON: {error}")))?;
-    let id = string(fields.id).and_then(|text| Uuid::try_parse(&text).ok());
-    let id = id.ok_or_else(|| syntax("the field \"id\" must be a UUID"))?;
-    let kind = string(fields.kind)
-        .ok_or_else(|| reject(Some(id), ErrorCode::ESyntax, "the field \"kind\" must be a string"))?;
+    let fields: Frame<'_> = serde_json::from_str(frame).map_err(|error| nameless(unreadable("frame", &error)))?;
+    let id = uuid("id", fields.id, ErrorCode::ESyntax, "a UUID").map_err(nameless)?;
+    decode_fields(id, &fields, client, max_text_bytes).map_err(|(code, description)| Rejection {
+        id: Some(id),
+        code,
+        description,
+    })
+}
+
+/// What is wrong with a frame, for programs and for people.
+type Flaw = (ErrorCode, String);
+
+fn decode_fields(id: Uuid, fields: &Frame<'_>, client: Uuid, max_text_bytes: usize) -> Result<Request, Flaw> {
+    let kinds = "\"send\", \"registration\", \"ack\" or \"error\"";
+    let kind = string("kind", fields.kind, ErrorCode::ESyntax, "a string")?;
     match kind.as_str() {
         "ack" | "error" => Ok(Request::Notice),
         "registration" => match fields.data {
             None => Ok(Request::Registration { id }),
-            Some(_) => Err(reject(Some(id), ErrorCode::EInval, "the data of a \"registration\" is null")),
+            Some(data) => Err(wrong("data", Some(data), ErrorCode::EInval, "null in a \"registration\"")),
         },
         "send" => {
-            let named = string(fields.client_id).and_then(|text| Uuid::try_parse(&text).ok());
-            if named != Some(client) {
-                return Err(reject(Some(id), ErrorCode::ECid, "the field \"client_id\" is not this session's"));
+            let expected = "the id of this session, a string";
+            if uuid("client_id", fields.client_id, ErrorCode::ECid, expected)? != client {
+                return Err((ErrorCode::ECid, "the field \"client_id\" is not this session's".to_owned()));
             }
             decode_send(id, fields.data, max_text_bytes)
         }
-        _ => Err(reject(
-            Some(id),
-            ErrorCode::EKind,
-            "the field \"kind\" must be \"send\", \"registration\", \"ack\" or \"error\"",
-        )),
+        _ => Err((ErrorCode::EKind, format!("the field \"kind\" must be {kinds}"))),
     }
 }
 
-fn decode_send(id: Uuid, data: Option<&RawValue>, max_text_bytes: usize) -> Result<Request, Rejection> {
-    let reject = |code, description| Rejection { id: Some(id), code, description };
-    let invalid = |description: &str| reject(ErrorCode::EInval, description.to_owned());
-    let data = data.filter(|raw| raw.get().starts_with('{'));
-    let data: SendData = data.and_then(|raw| serde_json::from_str(raw.get()).ok()).ok_or_else(|| {
-        invalid("the data of a \"send\" must be an object with the strings \"receiver_id\" and \"text\"")
+fn decode_send(id: Uuid, data: Option<&RawValue>, max_text_bytes: usize) -> Result<Request, Flaw> {
+    let object = data.filter(|raw| raw.get().starts_with('{')).ok_or_else(|| {
+        let expected = "an object with the strings \"receiver_id\" and \"text\" in a \"send\"";
+        wrong("data", data, ErrorCode::EInval, expected)
     })?;
-    let receiver = Uuid::try_parse(&data.receiver_id).map_err(|_| invalid("\"receiver_id\" must be a UUID"))?;
-    if data.text.len() > max_text_bytes {
-        return Err(reject(
-            ErrorCode::EMsgSize,
-            format!("the text has {} bytes; the limit is {max_text_bytes}", data.text.len()),
-        ));
+    let fields: SendData<'_> = serde_json::from_str(object.get())
+        .map_err(|error| (ErrorCode::EInval, unreadable("field \"data\"", &error).1))?;
+    let receiver = uuid("receiver_id", fields.receiver_id, ErrorCode::EInval, "a UUID")?;
+    let text = string("text", fields.text, ErrorCode::EInval, "a string")?;
+    if text.len() > max_text_bytes {
+        let description = format!("the text has {} bytes; the limit is {max_text_bytes}", text.len());
+        return Err((ErrorCode::EMsgSize, description));
     }
-    Ok(Request::Send { id, receiver, text: data.text })
+    Ok(Request::Send { id, receiver, text })
 }
 
-fn string(raw: Option<&RawValue>) -> Option<String> {
-    serde_json::from_str(raw?.get()).ok()
+fn uuid(name: &str, raw: Option<&RawValue>, code: ErrorCode, expected: &str) -> Result<Uuid, Flaw> {
+    let text = string(name, raw, code, expected)?;
+    Uuid::try_parse(&text).map_err(|_| (code, format!("the field \"{name}\" is not a UUID: it must be {expected}")))
+}
+
+fn string(name: &str, raw: Option<&RawValue>, code: ErrorCode, expected: &str) -> Result<String, Flaw> {
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).ok_or_else(|| wrong(name, raw, code, expected))
+}
+
+fn unreadable(what: &str, error: &serde_json::Error) -> Flaw {
+    let reason = if error.is_data() { "can't be read" } else { "is not valid JSON" };
+    (ErrorCode::ESyntax, format!("the {what} {reason}: {error}"))
+}
+
+/// Why the value of a field is not what it must be.
+fn wrong(name: &str, raw: Option<&RawValue>, code: ErrorCode, expected: &str) -> Flaw {
+    let json = raw.map_or("", RawValue::get);
+    let is = match json.as_bytes().first() {
+        None => "missing or null",
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b't' | b'f') => "a boolean",
+        // JSON's grammar knows the escape, but no string of Unicode has what it stands for.
+        Some(b'"') => match unpaired_surrogate(json) {
+            Some(escape) => {
+                let reason = "half of an emoji or of another character that takes two escapes: send both or none";
+                let description = format!("the field \"{name}\" holds an unpaired surrogate ({escape}), {reason}");
+                return (ErrorCode::ESyntax, description);
+            }
+            None => "a string",
+        },
+        Some(_) => "a number",
+    };
+    (code, format!("the field \"{name}\" is {is}: it must be {expected}"))
+}
+
+/// The first escape of half a character in a JSON string, whose grammar has been checked.
+fn unpaired_surrogate(json: &str) -> Option<&str> {
+    let unit = |at: usize| {
+        let digits = json.get(at..)?.strip_prefix("\\u")?.get(..4)?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let mut at = 0;
+    while let Some(found) = json.get(at..).and_then(|rest| rest.find('\\')) {
+        at += found;
+        match unit(at) {
+            Some(0xD800..=0xDBFF) if matches!(unit(at + 6), Some(0xDC00..=0xDFFF)) => at += 12,
+            Some(0xD800..=0xDFFF) => return json.get(at..at + 6),
+            _ => at += 2,
+        }
+    }
+    None
 }
 
 /// A frame for the client.

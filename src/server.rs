@@ -126,7 +126,14 @@ pub async fn run(
     let context = Arc::new(Context { registry: registry.clone(), broker: broker.clone(), metrics, limits, budget });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
-    let app = App { context, health: health.clone(), seats, sessions: sessions.clone(), trusted_proxies };
+    let app = App {
+        context,
+        health: health.clone(),
+        seats,
+        sessions: sessions.clone(),
+        trusted_proxies,
+        slow_readers: Arc::default(),
+    };
     announce(&config, &listener, admin.as_ref())?;
     let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));
     let acceptor = |routes, sockets| Acceptor { routes, sockets, patience: limits.http, tasks: tasks.clone() };
@@ -253,6 +260,8 @@ impl Acceptor {
                 served.asked();
                 request.extensions_mut().insert(permit.clone());
                 request.extensions_mut().insert(Peer(peer));
+                let version = request.version();
+                request.extensions_mut().insert(version);
                 let (answer, served) = (routes.call(request), served.clone());
                 async move {
                     let answer = answer.await;

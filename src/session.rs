@@ -23,6 +23,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const REFUSE_AFTER: Duration = Duration::from_millis(250);
 /// The gateway's own close code for a client that does not answer pings.
 const SILENT: u16 = 4000;
+/// Bytes a second at which a message that is not complete yet is a sign of life. A message has a limit, so a client can't
+/// live on one for longer than that takes: 8.5 minutes by default.
+const UPLOAD_FLOOR: f64 = 256.0;
 /// How long a session rests before it gives memory back.
 const COMPACT_AFTER: Duration = Duration::from_secs(1);
 /// Messages that are written at a time, before the client is listened to again.
@@ -95,6 +98,7 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         unanswered: 0,
         heard: Instant::now(),
         pinged: false,
+        arrived: 0,
         draining: None,
     };
     let end = session.run_inner(greet).await;
@@ -170,6 +174,8 @@ struct Session {
     unanswered: usize,
     heard: Instant,
     pinged: bool,
+    /// What had arrived at the beginning of the silence that runs now.
+    arrived: u64,
     draining: Option<Instant>,
 }
 
@@ -233,6 +239,7 @@ impl Session {
         for read in 1.. {
             self.heard = Instant::now();
             self.pinged = false;
+            self.count_arrived();
             match incoming {
                 Incoming::Text(text) => {
                     if self.serve(&text).await.is_err() {
@@ -305,10 +312,16 @@ impl Session {
             }
         }
         let interval = self.context.limits.ping_interval;
-        if self.pinged && now >= self.heard + 2 * interval {
-            return Some(End::Silent);
-        }
-        if !self.pinged && now >= self.heard + interval {
+        if now >= self.heard + interval * if self.pinged { 2 } else { 1 } {
+            if self.count_arrived() as f64 >= UPLOAD_FLOOR * interval.as_secs_f64() {
+                // A pong would have to wait behind the rest of the message.
+                self.heard = now;
+                self.pinged = false;
+                return None;
+            }
+            if self.pinged {
+                return Some(End::Silent);
+            }
             self.pinged = true;
             let ping = Frame::Ping(bytes::Bytes::new());
             if self.write(std::iter::once(ping)).await.is_err() {
@@ -316,6 +329,12 @@ impl Session {
             }
         }
         None
+    }
+
+    /// What has arrived since this was last asked.
+    fn count_arrived(&mut self) -> u64 {
+        let arrived = self.socket.as_ref().map_or(self.arrived, Socket::arrived);
+        arrived.wrapping_sub(std::mem::replace(&mut self.arrived, arrived))
     }
 
     /// Writes what waits, until nothing does or the session is ordered to end.

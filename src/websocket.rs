@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, Response, StatusCode, Version, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -31,8 +31,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The subprotocol that a client may name.
 pub const SUBPROTOCOL: &str = "texto.v1";
-/// How much of what a client offered it is told again.
-const OFFER_SHOWN: usize = 100;
+/// Characters of what a client said that it is told again.
+const SHOWN: usize = 100;
+/// The lines that make nginx send both headers on.
+const PASS_ON: &str = "`proxy_set_header Upgrade $http_upgrade;` and `proxy_set_header Connection upgrade;`";
 
 /// Why a request is no WebSocket handshake (RFC 6455, section 4.2.1).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,11 +42,26 @@ pub enum HandshakeError {
     /// It asks for no upgrade.
     #[error("this address speaks WebSocket: connect with a WebSocket client")]
     NotAnUpgrade,
+    /// It came by an HTTP that knows no upgrade, as nginx speaks it to its upstreams unless it is told otherwise.
+    #[error("WebSocket needs HTTP/1.1, and this request came by {0:?}: in nginx, add `proxy_http_version 1.1;`")]
+    OldHttp(Version),
+    /// It has one of the two headers that ask for an upgrade.
+    #[error("the header `Connection: upgrade` is missing: a proxy must send it on; in nginx, {PASS_ON}")]
+    NoConnection,
+    /// It has the other one.
+    #[error("the header `Upgrade: websocket` is missing: a proxy must send it on; in nginx, {PASS_ON}")]
+    NoUpgrade,
+    /// It says nothing of the version.
+    #[error("the header Sec-WebSocket-Version is missing: it must be 13")]
+    NoVersion,
     /// It asks for another version.
-    #[error("the only WebSocket version here is 13")]
-    Version,
-    /// The key is missing or malformed.
-    #[error("the header Sec-WebSocket-Key must be 16 bytes in base64")]
+    #[error("the WebSocket version {0} is not known here: it must be 13")]
+    Version(String),
+    /// It has no key.
+    #[error("the header Sec-WebSocket-Key is missing: it must be 16 random bytes in base64")]
+    NoKey,
+    /// The key is malformed.
+    #[error("the header Sec-WebSocket-Key is malformed: it must be 16 random bytes in base64")]
     Key,
     /// It offers subprotocols, and none that is spoken here: a client fails without a reason if none is selected.
     #[error("no subprotocol that is offered is known here ({0}): offer {SUBPROTOCOL}, or none")]
@@ -55,8 +72,11 @@ impl HandshakeError {
     /// The status that says so.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NotAnUpgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
-            Self::Key | Self::Subprotocol(_) => StatusCode::BAD_REQUEST,
+            Self::NotAnUpgrade | Self::OldHttp(_) | Self::NoConnection | Self::NoUpgrade => {
+                StatusCode::UPGRADE_REQUIRED
+            }
+            Self::NoVersion | Self::Version(_) => StatusCode::UPGRADE_REQUIRED,
+            Self::NoKey | Self::Key | Self::Subprotocol(_) => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -65,19 +85,30 @@ impl HandshakeError {
 ///
 /// # Errors
 /// When it is none.
-pub fn handshake(headers: &HeaderMap) -> Result<Response<()>, HandshakeError> {
+pub fn handshake(version: Version, headers: &HeaderMap) -> Result<Response<()>, HandshakeError> {
     let has = |name, token: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
     };
-    if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
-        return Err(HandshakeError::NotAnUpgrade);
+    if version < Version::HTTP_11 {
+        return Err(HandshakeError::OldHttp(version));
     }
-    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(HandshakeError::Version);
+    match (has(header::CONNECTION, "upgrade"), has(header::UPGRADE, "websocket")) {
+        (true, true) => {}
+        (true, false) => return Err(HandshakeError::NoUpgrade),
+        (false, true) => return Err(HandshakeError::NoConnection),
+        (false, false) => return Err(HandshakeError::NotAnUpgrade),
     }
-    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(http::HeaderValue::as_bytes);
-    let key = key.filter(|key| key.len() == 24 && key.ends_with(b"==")).ok_or(HandshakeError::Key)?;
+    match headers.get(header::SEC_WEBSOCKET_VERSION) {
+        Some(version) if version == "13" => {}
+        Some(version) => return Err(HandshakeError::Version(shown(&String::from_utf8_lossy(version.as_bytes())))),
+        None => return Err(HandshakeError::NoVersion),
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).ok_or(HandshakeError::NoKey)?.as_bytes();
+    let digits = key.strip_suffix(b"==").filter(|digits| digits.len() == 22).ok_or(HandshakeError::Key)?;
+    if !digits.iter().all(|digit| digit.is_ascii_alphanumeric() || b"+/".contains(digit)) {
+        return Err(HandshakeError::Key);
+    }
     let subprotocol = subprotocol(headers)?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -104,8 +135,13 @@ fn subprotocol(headers: &HeaderMap) -> Result<Option<&'static str>, HandshakeErr
     } else if offers.contains(&SUBPROTOCOL) {
         Ok(Some(SUBPROTOCOL))
     } else {
-        Err(HandshakeError::Subprotocol(offers.join(", ").chars().take(OFFER_SHOWN).collect()))
+        Err(HandshakeError::Subprotocol(shown(&offers.join(", "))))
     }
+}
+
+/// As much of what a client said as it is told again.
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
 }
 
 /// Bounds of one socket.
@@ -225,6 +261,12 @@ impl Socket {
         self.stream.flush().await.map_err(|_| WriteError)
     }
 
+    /// How much of texts and binaries has come so far, in bytes. Only differences mean something. A message that is not
+    /// complete adds to it as much as the limit of a message at the most.
+    pub fn arrived(&self) -> u64 {
+        self.stream.get_ref().frames.arrived
+    }
+
     /// Whether there is memory to give back.
     pub fn is_grown(&self) -> bool {
         self.grown
@@ -318,21 +360,33 @@ impl AsyncWrite for Tracked {
 struct Frames {
     header: [u8; 10],
     have: u8,
+    mask: u8,
     payload: u64,
+    control: bool,
     fragmented: bool,
+    /// Payload of texts and binaries that has come so far; it wraps.
+    arrived: u64,
 }
 
 impl Frames {
     /// Between two messages: no frame begun, and no message either.
     fn at_rest(&self) -> bool {
-        self.have == 0 && self.payload == 0 && !self.fragmented
+        self.have == 0 && self.mask == 0 && self.payload == 0 && !self.fragmented
     }
 
     fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
+            if self.mask > 0 {
+                self.mask -= 1;
+                bytes = &bytes[1..];
+                continue;
+            }
             if self.payload > 0 {
                 let skip = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
                 self.payload -= skip as u64;
+                if !self.control {
+                    self.arrived = self.arrived.wrapping_add(skip as u64);
+                }
                 bytes = &bytes[skip..];
                 continue;
             }
@@ -355,12 +409,12 @@ impl Frames {
                 0 => u64::from(self.header[1] & 0x7f),
                 _ => extended.fold(0, |length, byte| length << 8 | u64::from(*byte)),
             };
-            let mask = if self.header[1] & 0x80 == 0 { 0 } else { 4 };
-            if self.header[0] & 0x0f < 8 {
+            self.mask = if self.header[1] & 0x80 == 0 { 0 } else { 4 };
+            self.control = self.header[0] & 0x0f >= 8;
+            if !self.control {
                 self.fragmented = self.header[0] & 0x80 == 0;
             }
-            // The mask is skipped with the payload.
-            self.payload = length.saturating_add(mask);
+            self.payload = length;
             self.have = 0;
         }
     }
@@ -395,7 +449,7 @@ mod tests {
             sizes in proptest::collection::vec((prop_oneof![0..130_usize, 65530..65540_usize], any::<bool>()), 1..6),
             step in 1..5000_usize,
         ) {
-            let mut frames = Frames::default();
+            let (mut frames, mut payload) = (Frames::default(), 0);
             for (size, masked) in sizes {
                 // A message in two fragments with a ping between them.
                 let parts = [frame(0x01, size, masked), frame(0x89, 3, masked), frame(0x80, size, masked)];
@@ -406,6 +460,8 @@ mod tests {
                     }
                 }
                 prop_assert!(frames.at_rest());
+                payload += 2 * size as u64;
+                prop_assert_eq!(frames.arrived, payload);
             }
         }
     }
@@ -413,12 +469,13 @@ mod tests {
     #[test]
     fn handshakes() {
         let mut headers = HeaderMap::new();
+        let handshake = |headers: &HeaderMap| handshake(Version::HTTP_11, headers);
         assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::NotAnUpgrade);
         headers.insert(header::CONNECTION, "keep-alive, Upgrade".parse().unwrap());
         headers.insert(header::UPGRADE, "WebSocket".parse().unwrap());
-        assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::Version);
+        assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::NoVersion);
         headers.insert(header::SEC_WEBSOCKET_VERSION, "13".parse().unwrap());
-        assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::Key);
+        assert_eq!(handshake(&headers).unwrap_err(), HandshakeError::NoKey);
         // The example of RFC 6455, section 1.3.
         headers.insert(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==".parse().unwrap());
         let response = handshake(&headers).unwrap();

@@ -5,14 +5,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use texto_lab::client::{Answer, Client, Incoming};
+use texto_lab::client::{self, Answer, Client, Incoming};
 use texto_lab::gateway::Gateway;
 use texto_lab::http;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -148,6 +150,30 @@ async fn many_slow_readers_together_are_bounded_and_the_slowest_go_first() {
         .unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_are_one_line_and_a_count() {
+    let gateway = gateway(&["--write-timeout", "300ms", "--outbox-messages", "50"]).await;
+    let mut flooder = Client::connect(gateway.address).await.unwrap();
+    let text = "x".repeat(16_000);
+    for count in 1..=3_u32 {
+        let slow = Client::connect(gateway.address).await.unwrap();
+        let closed = until("it is closed", LIMIT, async || {
+            // More than the kernel's buffers hold, after a while.
+            for _ in 0..50 {
+                flooder.send(slow.id, &text).await.unwrap();
+            }
+            let closed = gateway.metric("texto_slow_readers_closed_total").await?;
+            (closed == f64::from(count)).then_some(())
+        });
+        closed.await.unwrap();
+    }
+    // Each has been said, or counted, at the end.
+    gateway.signal(Signal::SIGINT);
+    gateway.wait_for_log("stopped", LIMIT).await.unwrap();
+    let lines: Vec<_> = gateway.log().into_iter().filter(|line| line.contains("did not read")).collect();
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+}
+
 /// While a write waits for the client, more arrives for it: that must not wait for the next ping.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_pauses_gets_the_rest_without_another_word() {
@@ -267,6 +293,63 @@ async fn a_client_that_does_not_answer_pings_is_closed() {
     });
     gone.await.unwrap();
     assert_eq!(lively.send(lively.id, "still here").await.unwrap(), Answer::Ack);
+}
+
+/// A frame as a client sends it, masked with zeros. Its first byte says whether it is the last, and what it is.
+fn masked(first: u8, payload: &str) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    [&[first, 0x80 | 126, length[0], length[1], 0, 0, 0, 0], payload.as_bytes()].concat()
+}
+
+/// Writes `bytes` piece by piece, one every 20 ms, until the server closes. Gives what it had to say.
+async fn trickle(client: Client, pieces: impl Iterator<Item = Vec<u8>> + Send + 'static) -> String {
+    let stream = client.into_socket().into_inner();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let writing = tokio::spawn(async move {
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        for piece in pieces {
+            pace.tick().await;
+            if writer.write_all(&piece).await.is_err() {
+                break;
+            }
+        }
+    });
+    let mut said = Vec::new();
+    // What is broken off has been said all the same.
+    let _ = tokio::time::timeout(LIMIT, reader.read_to_end(&mut said)).await.expect("it stays open");
+    writing.abort();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_upload_is_a_sign_of_life_and_dribbling_is_not() {
+    let gateway = gateway(&["--ping-interval", "300ms"]).await;
+    let connect = async || Client::connect(gateway.address).await.unwrap();
+    let (uploads, dribbles, empty) = (connect().await, connect().await, connect().await);
+    // At 5 KB a second, which takes ten times as long as a silent client has; then it is as silent as any.
+    let send = client::send_frame(uploads.id, Uuid::new_v4(), uploads.id, &"x".repeat(16_000));
+    let pieces: Vec<_> = masked(0x81, &send).chunks(100).map(<[u8]>::to_vec).collect();
+    // A byte at a time, and fragments that hold nothing, of a message that never ends.
+    let frame = masked(0x81, &"x".repeat(60_000));
+    let bytes = frame.into_iter().map(|byte| vec![byte]);
+    let fragments = std::iter::repeat(masked(0x00, "").repeat(50));
+    let fragments = std::iter::once(masked(0x01, "x")).chain(fragments);
+    let began = Instant::now();
+    let closed = async |client, pieces: Box<dyn Iterator<Item = Vec<u8>> + Send>| {
+        let said = trickle(client, pieces).await;
+        (said, began.elapsed())
+    };
+    let (uploaded, dribbled, nothing) = tokio::join!(
+        closed(uploads, Box::new(pieces.into_iter())),
+        closed(dribbles, Box::new(bytes)),
+        closed(empty, Box::new(fragments)),
+    );
+    assert!(uploaded.0.contains(r#""kind":"ack""#), "closed after {:?}: {}", uploaded.1, uploaded.0);
+    for (said, _) in [&uploaded, &dribbled, &nothing] {
+        assert!(said.contains("no answer to a ping"), "{said}");
+    }
+    assert!(dribbled.1 < uploaded.1 && nothing.1 < uploaded.1, "{:?}, {:?}", dribbled.1, nothing.1);
+    assert_eq!(gateway.metric("texto_sessions_closed_total{reason=\"silent\"}").await, Some(3.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

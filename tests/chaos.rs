@@ -3,7 +3,11 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 async fn chaos(arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_texto"));
@@ -69,4 +73,23 @@ async fn the_judge_finds_what_is_broken() {
     assert_eq!((code, &verdicts[0]["kept"]), (Some(1), &Value::Bool(false)), "{verdicts:?}");
     assert!(verdicts[0]["silence_ms"].as_f64().unwrap() > 500.0, "{verdicts:?}");
     assert_eq!(chaos(&["no-such-scenario"]).await.0, Some(2));
+}
+
+/// As `| head` does it: whoever reads the output has enough of it.
+#[tokio::test]
+async fn a_reader_who_leaves_ends_the_program_quietly() {
+    for (arguments, lines) in [(&["demo", "--seconds", "20"][..], 2), (&["demo"], 0), (&["chaos", "--list"], 0)] {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_texto"));
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut read = BufReader::new(child.stdout.take().unwrap()).lines();
+        for _ in 0..lines {
+            read.next_line().await.unwrap().expect("a line");
+        }
+        drop(read);
+        let output = tokio::time::timeout(Duration::from_secs(15), child.wait_with_output()).await.expect("it goes on");
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*said), (Some(0), ""), "{arguments:?}");
+    }
 }

@@ -96,11 +96,93 @@ async fn registration_greeting_and_silence() {
     assert_eq!(first["kind"], "connection", "an empty value does not suppress the greeting");
 }
 
-/// Asks for an upgrade with further header lines.
+/// Asks for an upgrade with these header lines alone.
 async fn handshake(gateway: &Gateway, headers: &str) -> http::Response {
+    handshake_by(gateway, "HTTP/1.1", headers).await
+}
+
+async fn handshake_by(gateway: &Gateway, version: &str, headers: &str) -> http::Response {
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-    let request = format!("GET /v1/texto HTTP/1.1\r\nHost: texto\r\n{headers}\r\n");
+    let request = format!("GET /v1/texto {version}\r\nHost: texto\r\n{headers}\r\n");
     http::ask(&mut stream, &request).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_flaw_of_a_handshake_has_a_sentence_of_its_own() {
+    let gateway = gateway(&[]).await;
+    let without = |name: &str| {
+        let lines = http::UPGRADE.split_inclusive("\r\n").filter(|line| !line.starts_with(name));
+        lines.collect::<String>()
+    };
+    let instead = |name: &str, line: &str| format!("{}{line}\r\n", without(name));
+    let cases = [
+        (String::new(), 426, "connect with a WebSocket client"),
+        (without("Connection"), 426, "the header `Connection: upgrade` is missing"),
+        (instead("Connection", "Connection: close"), 426, "the header `Connection: upgrade` is missing"),
+        (without("Upgrade"), 426, "the header `Upgrade: websocket` is missing"),
+        (instead("Upgrade", "Upgrade: h2c"), 426, "the header `Upgrade: websocket` is missing"),
+        (without("Sec-WebSocket-Version"), 426, "Sec-WebSocket-Version is missing"),
+        (instead("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8"), 426, "version 8 is not known here"),
+        (without("Sec-WebSocket-Key"), 400, "Sec-WebSocket-Key is missing"),
+        (instead("Sec-WebSocket-Key", "Sec-WebSocket-Key: c2hvcnQ="), 400, "Sec-WebSocket-Key is malformed"),
+        (instead("Sec-WebSocket-Key", "Sec-WebSocket-Key: dGhlIHNhbXBs*SBub25jZQ=="), 400, "is malformed"),
+    ];
+    for (headers, status, words) in cases {
+        let answer = handshake(&gateway, &headers).await;
+        assert_eq!(answer.status, status, "{headers:?}: {}", answer.body);
+        assert!(answer.body.contains(words), "{headers:?}: {}", answer.body);
+        assert_eq!((answer.header("Sec-WebSocket-Version"), answer.header("Upgrade")), (Some("13"), Some("websocket")));
+    }
+    // What nginx does unless it is told otherwise, with and without the headers.
+    for headers in ["Connection: close\r\n", http::UPGRADE] {
+        let answer = handshake_by(&gateway, "HTTP/1.0", headers).await;
+        assert_eq!(answer.status, 426, "{}", answer.body);
+        assert!(answer.body.contains("HTTP/1.1") && answer.body.contains("proxy_http_version 1.1;"), "{}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn each_flaw_of_a_frame_has_a_sentence_of_its_own() {
+    let gateway = gateway(&[]).await;
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    let (own, id) = (client.id, Uuid::new_v4());
+    let send = |data: &str| format!(r#"{{"client_id":"{own}","id":"{id}","kind":"send","data":{data}}}"#);
+    let cases = [
+        (r#"{"kind":"send"}"#.to_owned(), "ESYNTAX", r#""id" is missing"#),
+        (r#"{"id":7,"kind":"send"}"#.to_owned(), "ESYNTAX", r#""id" is a number: it must be a UUID"#),
+        (r#"{"id":"7","kind":"send"}"#.to_owned(), "ESYNTAX", r#""id" is not a UUID"#),
+        (format!(r#"{{"id":"{id}","id":"{id}","kind":"send"}}"#), "ESYNTAX", "duplicate field `id`"),
+        (format!(r#"{{"id":"{id}"}}"#), "ESYNTAX", r#""kind" is missing"#),
+        (format!(r#"{{"id":"{id}","kind":["send"]}}"#), "ESYNTAX", r#""kind" is an array: it must be a string"#),
+        (format!(r#"{{"id":"{id}","kind":"registration","data":{{}}}}"#), "EINVAL", r#""data" is an object"#),
+        (format!(r#"{{"client_id":7,"id":"{id}","kind":"send"}}"#), "ECID", r#""client_id" is a number"#),
+        (format!(r#"{{"id":"{id}","kind":"send"}}"#), "ECID", r#""client_id" is missing"#),
+        (format!(r#"{{"client_id":"{id}","id":"{id}","kind":"send"}}"#), "ECID", "is not this session's"),
+        (send("null"), "EINVAL", r#""data" is missing"#),
+        (send("true"), "EINVAL", r#""data" is a boolean: it must be an object"#),
+        (send("{}"), "EINVAL", r#""receiver_id" is missing"#),
+        (send(r#"{"receiver_id":{},"text":""}"#), "EINVAL", r#""receiver_id" is an object: it must be a UUID"#),
+        (send(r#"{"receiver_id":"you","text":""}"#), "EINVAL", r#""receiver_id" is not a UUID"#),
+        (send(&format!(r#"{{"receiver_id":"{own}"}}"#)), "EINVAL", r#""text" is missing"#),
+        (send(&format!(r#"{{"receiver_id":"{own}","text":["a"]}}"#)), "EINVAL", r#""text" is an array: it must be a"#),
+        (send(&format!(r#"{{"receiver_id":"{own}","text":"a\ud83d"}}"#)), "ESYNTAX", r"unpaired surrogate (\ud83d)"),
+        (send(&format!(r#"{{"receiver_id":"{own}","text":"\uDE00"}}"#)), "ESYNTAX", r"half of an emoji"),
+        (send(&format!(r#"{{"receiver_id":"{own}","text":"\\ud83d\ud83d\u0041"}}"#)), "ESYNTAX", r#""text" holds"#),
+    ];
+    for (text, code, words) in cases {
+        client.write(&text).await.unwrap();
+        let answer = frame(&mut client).await;
+        assert_eq!(answer["data"]["code"], code, "{text}: {answer}");
+        let description = answer["data"]["description"].as_str().unwrap();
+        assert!(description.contains(words), "{text}: {description}");
+        assert_eq!(
+            answer["id"] == id.to_string(),
+            text.matches(&id.to_string()).count() > 0 && !words.contains("duplicate")
+        );
+    }
+    // Both halves are a whole.
+    client.write(&send(&format!(r#"{{"receiver_id":"{own}","text":"\ud83d\ude00"}}"#))).await.unwrap();
+    assert_eq!(client.receive().await.unwrap().1, "\u{1F600}");
 }
 
 #[tokio::test]

@@ -161,7 +161,9 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     let context = Arc::new(Context { registry: registry.clone(), broker, metrics: metrics.clone(), limits, budget });
     let trusted_proxies = Arc::new(TrustedProxies::default());
-    let app = App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies };
+    let slow_readers = Arc::default();
+    let app =
+        App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies, slow_readers };
     let service = TowerToHyperService::new(warp::service(routes::public(app, true)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

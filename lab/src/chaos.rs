@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::checker::Report;
 use crate::cluster::ClusterOptions;
+use crate::output;
 use crate::scenarios::{ALL, Fault, Scenario};
 use crate::stage::Stage;
 use crate::traffic::{Load, Plan, Traffic};
@@ -85,7 +86,7 @@ pub struct Verdict {
 pub async fn run(args: &ChaosArgs) -> Result<bool> {
     if args.list {
         for scenario in ALL {
-            println!("{:<34} {}", scenario.name, scenario.about);
+            output::line(format_args!("{:<34} {}", scenario.name, scenario.about))?;
         }
         return Ok(true);
     }
@@ -102,28 +103,28 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     let mut verdicts = Vec::new();
     for scenario in ALL.iter().filter(chosen) {
         if !args.json {
-            println!("{}: {}", scenario.name, scenario.about);
+            output::line(format_args!("{}: {}", scenario.name, scenario.about))?;
         }
         if let Some(reason) = scenario.unavailable() {
             if args.json {
-                println!("{}", serde_json::json!({ "scenario": scenario.name, "skipped": reason }));
+                output::line(serde_json::json!({ "scenario": scenario.name, "skipped": reason }))?;
             } else {
-                println!("  skipped: {reason}");
+                output::line(format_args!("  skipped: {reason}"))?;
             }
             continue;
         }
         for _ in 0..args.repeat {
             let verdict = judge(scenario, &binary, args).await?;
             if args.json {
-                println!("{}", serde_json::to_string(&verdict)?);
+                output::line(serde_json::to_string(&verdict)?)?;
             } else {
-                print_line(&verdict);
+                print_line(&verdict)?;
             }
             verdicts.push(verdict);
         }
     }
     if !args.json {
-        print_table(&verdicts);
+        print_table(&verdicts)?;
     }
     Ok(verdicts.iter().all(|verdict| verdict.kept))
 }
@@ -192,9 +193,9 @@ async fn baseline(traffic: &Traffic) -> (Duration, Duration) {
     (from, traffic.now())
 }
 
-fn print_line(verdict: &Verdict) {
+fn print_line(verdict: &Verdict) -> Result<()> {
     let Verdict { report, noise_ms, silence_ms, limit_ms, .. } = verdict;
-    println!(
+    output::line(format_args!(
         "  {} sent, {} acknowledged, {} errors, {} lost, {} twice, {} out of order, {} unanswered, {} dropped, {} moved; \
          silence {silence_ms:.0} ms beyond {noise_ms:.0} ms of noise ({limit_ms:.0} allowed)",
         report.sent,
@@ -206,22 +207,23 @@ fn print_line(verdict: &Verdict) {
         report.unanswered,
         report.dropped_sessions,
         report.moved,
-    );
+    ))?;
     for broken in &verdict.broken {
-        println!("  BROKEN: {broken}");
+        output::line(format_args!("  BROKEN: {broken}"))?;
     }
     for example in &report.examples {
-        println!("    {example}");
+        output::line(format_args!("    {example}"))?;
     }
+    Ok(())
 }
 
-fn print_table(verdicts: &[Verdict]) {
-    println!(
-        "\n| scenario | sent | errors | acked, lost | twice | out of order | unanswered | slowest answer, ms | silence, ms | allowed | |"
-    );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|");
+fn print_table(verdicts: &[Verdict]) -> Result<()> {
+    output::line(
+        "\n| scenario | sent | errors | acked, lost | twice | out of order | unanswered | slowest answer, ms | silence, ms | allowed | |",
+    )?;
+    output::line("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|")?;
     for Verdict { scenario, kept, silence_ms, limit_ms, report, .. } in verdicts {
-        println!(
+        output::line(format_args!(
             "| {scenario} | {} | {} | {} | {} | {} | {} | {:.0} | {silence_ms:.0} | {limit_ms:.0} | {} |",
             report.sent,
             report.failed(),
@@ -231,6 +233,7 @@ fn print_table(verdicts: &[Verdict]) {
             report.unanswered,
             report.longest_answer_ms,
             if *kept { "kept" } else { "BROKEN" },
-        );
+        ))?;
     }
+    Ok(())
 }

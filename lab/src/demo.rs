@@ -1,6 +1,6 @@
 //! Owns the demonstration: thirty seconds of chat across nodes while Redis dies, drawn in the terminal.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::cluster::ClusterOptions;
+use crate::output;
 use crate::stage::Stage;
 use crate::traffic::{Load, Traffic};
 
@@ -35,7 +36,7 @@ pub async fn run(args: &DemoArgs) -> Result<bool> {
         Some(path) => path.clone(),
         None => std::env::current_exe()?,
     };
-    println!("Starting a Redis master, two replicas, three Sentinels and three gateways…");
+    output::line("Starting a Redis master, two replicas, three Sentinels and three gateways…")?;
     show(&binary, args).await
 }
 
@@ -55,23 +56,23 @@ async fn show(binary: &Path, args: &DemoArgs) -> Result<bool> {
         if old.is_none() && now >= kill {
             let master = stage.cluster.master().await.unwrap_or(0);
             stage.cluster.servers[master].kill();
-            screen.say(now, &format!("redis {} (the master) was killed", letter(master)));
+            screen.say(now, &format!("redis {} (the master) was killed", letter(master)))?;
             old = Some(master);
         }
         if let (Some(master), false) = (old, returned)
             && now >= back
         {
             stage.cluster.servers[master].restart().await?;
-            screen.say(now, &format!("redis {} is back, and believes that it is the master", letter(master)));
+            screen.say(now, &format!("redis {} is back, and believes that it is the master", letter(master)))?;
             returned = true;
         }
-        screen.look(now, &stage).await;
+        screen.look(now, &stage).await?;
         screen.draw(now, end, &traffic)?;
     }
     let to = traffic.now();
     let report = traffic.finish(Duration::from_secs(1), to).await?;
     let broken = report.broken();
-    println!(
+    output::line(format_args!(
         "\n{} messages sent, {} acknowledged, {} errors; lost: {}, twice: {}, out of order: {}; \
          longest silence {:.0} ms",
         report.sent,
@@ -81,8 +82,8 @@ async fn show(binary: &Path, args: &DemoArgs) -> Result<bool> {
         report.received_twice,
         report.out_of_order,
         report.longest_silence_ms,
-    );
-    println!("Figures for this and other faults: `texto chaos`.");
+    ))?;
+    output::line("Figures for this and other faults: `texto chaos`.")?;
     Ok(broken.is_empty())
 }
 
@@ -114,16 +115,17 @@ impl Screen {
         }
     }
 
-    fn say(&mut self, now: Duration, text: &str) {
+    fn say(&mut self, now: Duration, text: &str) -> Result<()> {
         let line = format!("{:5.1} s  {text}", now.as_secs_f64());
         if !self.in_place {
-            println!("{line}");
+            output::line(&line)?;
         }
         self.events.push(line);
+        Ok(())
     }
 
     /// Asks every server who it is; each change is an event.
-    async fn look(&mut self, now: Duration, stage: &Stage) {
+    async fn look(&mut self, now: Duration, stage: &Stage) -> Result<()> {
         for (index, server) in stage.cluster.servers.iter().enumerate() {
             let role = if server.is_running() { server.role().await } else { Some("dead".to_owned()) };
             let role = match role.as_deref() {
@@ -134,11 +136,12 @@ impl Screen {
             };
             let before = std::mem::replace(&mut self.roles[index], role.to_owned());
             match (before.as_str(), role) {
-                ("replica", "master") => self.say(now, &format!("redis {} was promoted to master", letter(index))),
-                ("master", "replica") => self.say(now, &format!("redis {} was demoted to replica", letter(index))),
+                ("replica", "master") => self.say(now, &format!("redis {} was promoted to master", letter(index)))?,
+                ("master", "replica") => self.say(now, &format!("redis {} was demoted to replica", letter(index)))?,
                 _ => {}
             }
         }
+        Ok(())
     }
 
     fn draw(&mut self, now: Duration, end: Duration, traffic: &Traffic) -> Result<()> {
@@ -149,11 +152,11 @@ impl Screen {
         let silence = traffic.checker().silence(now.saturating_sub(Duration::from_secs(5)), now);
         if !self.in_place {
             if self.frames.is_multiple_of(10) {
-                println!(
+                output::line(format_args!(
                     "{:5.1} s  {sent} sent, {acked} acknowledged, {failed} errors; {} in the last 100 ms",
                     now.as_secs_f64(),
                     fresh
-                );
+                ))?;
             }
             return Ok(());
         }
@@ -171,14 +174,12 @@ impl Screen {
             ),
         ];
         lines.extend(self.events.iter().rev().take(5).rev().cloned());
-        let mut out = std::io::stdout().lock();
-        if self.drawn > 0 {
-            write!(out, "\x1b[{}A", self.drawn)?;
-        }
-        for line in &lines {
-            writeln!(out, "\x1b[2K{line}")?;
-        }
-        self.drawn = lines.len();
-        Ok(out.flush()?)
+        let drawn = std::mem::replace(&mut self.drawn, lines.len());
+        output::write(|out| {
+            if drawn > 0 {
+                write!(out, "\x1b[{drawn}A")?;
+            }
+            lines.iter().try_for_each(|line| writeln!(out, "\x1b[2K{line}"))
+        })
     }
 }

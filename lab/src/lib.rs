@@ -12,6 +12,7 @@ pub mod fake_sentinel;
 pub mod gateway;
 pub mod http;
 pub mod network;
+pub mod output;
 pub mod process;
 pub mod proxy;
 pub mod redis_server;
