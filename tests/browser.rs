@@ -5,13 +5,16 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fantoccini::{Client as Browser, ClientBuilder, Locator};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use texto_lab::client::{Answer, Client};
 use texto_lab::gateway::Gateway;
 use texto_lab::process::{Process, find, until};
+use texto_lab::proxy::Proxy;
+use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -172,4 +175,52 @@ async fn two_pages_chat_hostile_text_stays_text_and_a_restart_is_survived() {
         a.eval("").await;
         std::fs::write(Path::new(&folder).join("page.png"), a.browser.screenshot().await.unwrap()).unwrap();
     }
+}
+
+/// A proxy or a network that forwards nothing any more, and tells nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_notices_a_connection_that_died_without_a_word() {
+    let chromium = Chromium::start().await;
+    let server = gateway("127.0.0.1:0").await;
+    let proxy = Proxy::start(&server.address.to_string()).await.unwrap();
+    let page = Page::open(&chromium, &format!("http://{}/", proxy.address)).await;
+    let id = page.id("").await;
+    let began = Instant::now();
+    proxy.hold();
+    page.send(&id, "into the void").await;
+    page.until("the loss is shown", "return document.getElementById('state').dataset.state !== 'connected'").await;
+    // Ten seconds of silence, and five for a sign of life.
+    let (took, slack) = (began.elapsed(), Duration::from_secs(3));
+    assert!(took < Duration::from_secs(15) + slack, "noticed after {took:?}");
+    page.last("into the void", "failed").await;
+    proxy.release();
+    let new = page.id(&id).await;
+    page.eval("document.getElementById('text').value = ''").await;
+    let mut other = Client::connect(server.address).await.unwrap();
+    let own: Uuid = new.parse().unwrap();
+    assert_eq!(other.send(own, "welcome back").await.unwrap(), Answer::Ack);
+    page.last("welcome back", "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_left_open_does_not_grow() {
+    let chromium = Chromium::start().await;
+    let server = gateway("127.0.0.1:0").await;
+    let page = Page::open(&chromium, &format!("http://{}/", server.address)).await;
+    let id: Uuid = page.id("").await.parse().unwrap();
+    let mut senders = Vec::new();
+    for _ in 0..60 {
+        senders.push(Client::connect(server.address).await.unwrap());
+    }
+    for number in 0..520 {
+        let sender = &mut senders[number % 60];
+        assert_eq!(sender.send(id, &format!("message {number}")).await.unwrap(), Answer::Ack);
+    }
+    page.last("message 519", "").await;
+    let shown = "return [document.querySelectorAll('#log li').length, \
+                 document.querySelector('#log li .text').textContent, document.getElementById('removed').textContent]";
+    let expected = json!([500, "message 20", "20 older messages are shown no more"]);
+    assert_eq!(page.eval(shown).await, expected);
+    let known = page.eval("return document.getElementById('recent').childElementCount").await;
+    assert_eq!(known, json!(50), "people whom the page offers to write to");
 }

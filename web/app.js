@@ -43,6 +43,8 @@ function element(name, className, text) {
 
 /** Messages that the page shows at a time. */
 const MOST_MESSAGES = 500;
+/** People whom it offers to write to, those who came last. */
+const MOST_PEERS = 50;
 let removed = 0;
 
 function addMessage({ peer, text, mine }) {
@@ -121,6 +123,7 @@ function remember(peer) {
   const option = element("option");
   option.value = peer;
   $("recent").prepend(option);
+  if ($("recent").childElementCount > MOST_PEERS) $("recent").lastElementChild.remove();
 }
 
 $("recipient").addEventListener("input", () => checkRecipient());
