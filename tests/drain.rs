@@ -172,3 +172,27 @@ async fn healthcheck_says_by_its_exit_code() {
     assert_eq!(check("/readyz").await, Some(1));
     assert_eq!(check("/livez").await, Some(0));
 }
+
+/// Whoever restarts what is not healthy must not restart gateways while Redis is away, or while they drain.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_images_health_is_liveness() {
+    let dockerfile = include_str!("../Dockerfile");
+    let line = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK")).unwrap();
+    let words: Vec<String> = serde_json::from_str(line.split_once("CMD ").unwrap().1).unwrap();
+    let gateway = gateway(&["--redis", "127.0.0.1:1", "--ready-grace", "10ms", "--drain-delay", "10s"]).await;
+    let is_healthy = async || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_texto"));
+        let status = command.args(&words[1..]).args(["--listen", &gateway.address.to_string()]).status().await.unwrap();
+        status.success()
+    };
+    until("it takes nobody", LIMIT, async || {
+        (http::get(gateway.address, "/readyz", "").await.ok()?.status == 503).then_some(())
+    })
+    .await
+    .unwrap();
+    assert!(is_healthy().await, "Redis is away");
+    gateway.signal(Signal::SIGTERM);
+    gateway.wait_for_log("drain", LIMIT).await.unwrap();
+    assert!(is_healthy().await, "it drains");
+    gateway.signal(Signal::SIGTERM);
+}
