@@ -197,15 +197,10 @@ pub struct ServeArgs {
     /// Bytes of text that wait for a slow reader; then their senders get EBUSY, each at a quarter already
     #[arg(long, env = "TEXTO_OUTBOX_BYTES", default_value = "1048576", value_name = "BYTES", help_heading = "Limits")]
     pub outbox_bytes: String,
-    /// Bytes that wait for all readers of this node together; near it, the slowest are closed with 1013
-    #[arg(
-        long,
-        env = "TEXTO_OUTBOX_TOTAL_BYTES",
-        default_value = "268435456",
-        value_name = "BYTES",
-        help_heading = "Limits"
-    )]
-    pub outbox_total_bytes: String,
+    /// Bytes that wait for all readers of this node together; near it, the slowest are closed with 1013 [default:
+    /// 268435456, or as much as one outbox may hold]
+    #[arg(long, env = "TEXTO_OUTBOX_TOTAL_BYTES", value_name = "BYTES", help_heading = "Limits")]
+    pub outbox_total_bytes: Option<String>,
     /// A WebSocket silent this long is pinged, and closed when it stays silent as long again; a message that comes at
     /// 256 bytes a second or faster is no silence
     #[arg(long, env = "TEXTO_PING_INTERVAL", default_value = "25s", value_name = "DURATION", help_heading = "Limits")]

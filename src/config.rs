@@ -24,6 +24,8 @@ const DESCRIPTOR_RESERVE: usize = 256;
 /// Bytes of a node's name at the most.
 const MOST_NODE_ID: usize = 128;
 
+/// Bytes that wait for all readers together, unless it is said otherwise or one may have more.
+const OUTBOX_TOTAL_BYTES: usize = 256 * 1024 * 1024;
 /// Sessions of a node at the most.
 const MOST_CONNECTIONS: usize = 1_000_000;
 
@@ -305,14 +307,25 @@ impl Check<'_> {
             }
             _ => Some(descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(descriptors / 2).clamp(1, MOST_CONNECTIONS)),
         };
+        let outbox_bytes = self.count("outbox-bytes", &args.outbox_bytes).unwrap_or(usize::MAX);
+        let outbox_total_bytes = match &args.outbox_total_bytes {
+            Some(text) if !text.is_empty() => {
+                let count = self.count("outbox-total-bytes", text);
+                if count.is_some_and(|count| count < outbox_bytes) {
+                    self.invalid("outbox-total-bytes", text, "at least --outbox-bytes");
+                }
+                count
+            }
+            _ => None,
+        };
         let limits = Limits {
             max_connections: max_connections.unwrap_or(1),
             max_text_bytes: self.count("max-text-bytes", &args.max_text_bytes).unwrap_or(1),
             max_frame_bytes: self.count("max-frame-bytes", &args.max_frame_bytes).unwrap_or(usize::MAX),
             max_unanswered: self.count("max-unanswered", &args.max_unanswered).unwrap_or(1),
             outbox_messages: self.count("outbox-messages", &args.outbox_messages).unwrap_or(1),
-            outbox_bytes: self.count("outbox-bytes", &args.outbox_bytes).unwrap_or(usize::MAX),
-            outbox_total_bytes: self.count("outbox-total-bytes", &args.outbox_total_bytes).unwrap_or(usize::MAX),
+            outbox_bytes,
+            outbox_total_bytes: outbox_total_bytes.unwrap_or(OUTBOX_TOTAL_BYTES.max(outbox_bytes)),
             ping_interval: self.duration("ping-interval", &args.ping_interval, ms).unwrap_or(ms),
             write_timeout: self.duration("write-timeout", &args.write_timeout, ms).unwrap_or(ms),
             http: Patience {
@@ -329,9 +342,6 @@ impl Check<'_> {
         }
         if limits.outbox_bytes < limits.max_text_bytes {
             self.invalid("outbox-bytes", &args.outbox_bytes, "at least --max-text-bytes");
-        }
-        if limits.outbox_total_bytes < limits.outbox_bytes {
-            self.invalid("outbox-total-bytes", &args.outbox_total_bytes, "at least --outbox-bytes");
         }
         self.errors.is_empty().then_some(limits)
     }

@@ -341,7 +341,8 @@ async fn subscribes_anew(server: &RedisServer, gateway: &Gateway, traffic: &Traf
         }
     }
     traffic.stop();
-    assert!(killed > 5, "{killed} connections killed: are they named after their node?");
+    // Each comes back later than the one before.
+    assert!(killed > 2, "{killed} connections killed: are they named after their node?");
 }
 
 /// Room enough, so that nothing is refused for want of it.
