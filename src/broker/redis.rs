@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod fleet;
 pub mod link;
+mod pace;
 mod probe;
 mod publishing;
 mod subscriptions;

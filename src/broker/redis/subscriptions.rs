@@ -11,18 +11,16 @@ use uuid::Uuid;
 use super::Shared;
 use super::connection::{ConnectionError, Reader, Reply, Writer, is_for_later, pack};
 use super::link::Link;
+use super::pace::Pace;
 use super::probe::refusal;
 use crate::broker::LinkState;
 use crate::transport::Gathered;
 use crate::transport::envelope::Channel;
 
-/// Channels in one SUBSCRIBE, and unconfirmed at a time: so a replay goes as fast as the server answers.
-const REPLAY_BATCH: usize = 1000;
-
 /// What the server has yet to answer, in order.
 enum Owed {
     /// As many confirmations as are left, or one error for all of them.
-    Channels { command: &'static str, of: Of, left: usize },
+    Channels { command: &'static str, of: Of, left: usize, sent: Instant },
     /// ROLE, which a server answers that loads, or has lost its master; PING it would not.
     Role(Instant),
 }
@@ -49,6 +47,7 @@ pub(super) async fn subscriptions(
     let mut synced = false;
     let mut owed: VecDeque<Owed> = VecDeque::new();
     let mut unconfirmed = 0_usize;
+    let mut pace = Pace::new(limit);
     // The server has put something off: it is left in peace until the next beat.
     let mut put_off = false;
     let mut gathered = Gathered::default();
@@ -63,9 +62,10 @@ pub(super) async fn subscriptions(
                 Reply::Message { channel, payload } => shared.receive(channel, payload, &mut gathered),
                 Reply::Push(parts) => {
                     unconfirmed = unconfirmed.saturating_sub(1);
-                    if let Some(Owed::Channels { left, .. }) = owed.front_mut() {
+                    if let Some(Owed::Channels { left, sent, .. }) = owed.front_mut() {
                         *left -= 1;
                         if *left == 0 {
+                            pace.confirmed(sent.elapsed());
                             owed.pop_front();
                         }
                     }
@@ -104,11 +104,12 @@ pub(super) async fn subscriptions(
         }
         shared.after_read(&mut gathered);
         commands.clear();
-        if !put_off && unconfirmed < REPLAY_BATCH {
+        let room = if put_off { 0 } else { pace.room(unconfirmed) };
+        if room > 0 {
             let (join, leave) = if replay.is_empty() {
-                link.take_dirty(REPLAY_BATCH).into_iter().partition(|client| shared.registry.get(*client).is_some())
+                link.take_dirty(room).into_iter().partition(|client| shared.registry.get(*client).is_some())
             } else {
-                let count = replay.len().min(REPLAY_BATCH);
+                let count = replay.len().min(room);
                 (replay.drain(..count).collect::<Vec<_>>(), Vec::new())
             };
             for (command, clients) in [("SUBSCRIBE", join), ("UNSUBSCRIBE", leave)] {
@@ -116,7 +117,7 @@ pub(super) async fn subscriptions(
                     let names: Vec<_> = clients.iter().map(|client| Channel::Client(*client).name()).collect();
                     pack_channels(&mut commands, command, names.iter().map(String::as_bytes));
                     let left = clients.len();
-                    owed.push_back(Owed::Channels { command, of: Of::Clients(clients), left });
+                    owed.push_back(Owed::Channels { command, of: Of::Clients(clients), left, sent: Instant::now() });
                     unconfirmed += left;
                 }
             }
@@ -124,7 +125,12 @@ pub(super) async fn subscriptions(
         if !put_off && commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
             // Last of all: whoever counts them knows that all of this node's sessions are here.
             pack_channels(&mut commands, "SUBSCRIBE", own.iter().map(Vec::as_slice));
-            owed.push_back(Owed::Channels { command: "SUBSCRIBE", of: Of::Node, left: own.len() });
+            owed.push_back(Owed::Channels {
+                command: "SUBSCRIBE",
+                of: Of::Node,
+                left: own.len(),
+                sent: Instant::now(),
+            });
             unconfirmed += own.len();
             own.clear();
         }
