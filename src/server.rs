@@ -105,24 +105,16 @@ pub async fn run(
         limits.max_connections,
         metrics.clone(),
     ));
-    let (heartbeat, end) = (health.clone(), tasks.end().clone());
-    tasks.spawn_vital("heartbeat", tasks.end(), async move {
-        end.run_until_cancelled(heartbeat.run_heartbeat()).await;
-    });
+    let heartbeat = health.clone();
+    tasks.spawn_lasting("heartbeat", async move { heartbeat.run_heartbeat().await });
 
     if !matches!(config.broker, BrokerConfig::Embedded) {
-        let (broker, registry, end) = (broker.clone(), registry.clone(), tasks.end().clone());
-        let watch = isolation::run(config.isolated_after, config.drain.window, broker, registry);
-        tasks.spawn_vital("isolation", tasks.end(), async move {
-            end.run_until_cancelled(watch).await;
-        });
+        let (broker, registry) = (broker.clone(), registry.clone());
+        tasks.spawn_lasting("isolation", isolation::run(config.isolated_after, config.drain.window, broker, registry));
     }
 
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
-    let (keeper, sessions_of, end) = (budget.clone(), registry.clone(), tasks.end().clone());
-    tasks.spawn_vital("budget", tasks.end(), async move {
-        end.run_until_cancelled(keeper.run(sessions_of)).await;
-    });
+    tasks.spawn_lasting("budget", budget.clone().run(registry.clone()));
     let context = Arc::new(Context { registry: registry.clone(), broker: broker.clone(), metrics, limits, budget });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
@@ -139,10 +131,10 @@ pub async fn run(
     let acceptor = |routes, sockets| Acceptor { routes, sockets, patience: limits.http, tasks: tasks.clone() };
     set_options(&listener, limits.write_timeout)?;
     let public = acceptor(routes::public(app.clone(), admin.is_none()), sockets);
-    tasks.spawn_vital("acceptor", tasks.end(), public.run(listener));
+    tasks.spawn_lasting("acceptor", public.run(listener));
     if let Some(admin) = admin {
         let sockets = Arc::new(Semaphore::new(OTHER_SOCKETS));
-        tasks.spawn_vital("admin acceptor", tasks.end(), acceptor(routes::admin(app), sockets).run(admin));
+        tasks.spawn_lasting("admin acceptor", acceptor(routes::admin(app), sockets).run(admin));
     }
 
     let result = until_over(&config, shutdown, &tasks, &health, &registry).await;
@@ -231,11 +223,6 @@ struct Acceptor {
 
 impl Acceptor {
     async fn run(self, listener: TcpListener) {
-        let end = self.tasks.end().clone();
-        end.run_until_cancelled(self.run_inner(listener)).await;
-    }
-
-    async fn run_inner(self, listener: TcpListener) {
         let mut failures = Repeats::default();
         let waiting = Waiting::default();
         loop {

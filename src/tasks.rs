@@ -68,6 +68,14 @@ impl Tasks {
         self.note(name, task.abort_handle());
     }
 
+    /// The same for a `task` that goes on for ever: it is dropped when all tasks are to end.
+    pub fn spawn_lasting(&self, name: &'static str, task: impl Future<Output: Send> + Send + 'static) {
+        let end = self.end().clone();
+        self.spawn_vital(name, self.end(), async move {
+            end.run_until_cancelled(task).await;
+        });
+    }
+
     /// Waits for the first vital task that ends too early. Cancel safe.
     pub async fn ended(&self) -> TaskEnded {
         let mut ended = self.first_ended.subscribe();

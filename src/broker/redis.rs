@@ -146,12 +146,8 @@ impl RedisBroker {
             without: Mutex::default(),
         });
         let (clock, keeper) = (shared.clone(), shared.clone());
-        tasks.spawn_vital("clock", tasks.end(), async move {
-            clock.tasks.end().run_until_cancelled(clock.run_clock()).await;
-        });
-        tasks.spawn_vital("keeper", tasks.end(), async move {
-            keeper.tasks.end().run_until_cancelled(keeper.run_keeper()).await;
-        });
+        tasks.spawn_lasting("clock", async move { clock.run_clock().await });
+        tasks.spawn_lasting("keeper", async move { keeper.run_keeper().await });
         Self { shared }
     }
 }

@@ -73,8 +73,18 @@ fn bit(link: LinkId) -> Links {
     1 << link
 }
 
-fn links(set: Links) -> impl Iterator<Item = LinkId> {
-    (0..MAX_LINKS).filter(move |link| set & bit(*link) != 0)
+/// Those in `set`, the lowest first.
+fn links(mut set: Links) -> impl Iterator<Item = LinkId> {
+    std::iter::from_fn(move || {
+        let link = set.trailing_zeros() as LinkId;
+        set &= set.checked_sub(1)?;
+        Some(link)
+    })
+}
+
+/// The master's link if it is in `set`, else the first there.
+fn master_or_first(master: Option<LinkId>, set: Links) -> Option<LinkId> {
+    master.filter(|master| set & bit(*master) != 0).or_else(|| links(set).next())
 }
 
 /// The times that the sender goes by.
@@ -147,6 +157,14 @@ struct Pending<R> {
     attempt: u8,
     /// It has waited for its receipt long enough, but others of its lane come first.
     overdue: bool,
+}
+
+impl<R> Pending<R> {
+    /// Answers, and gives back its part of `bytes`.
+    fn end(self, outcome: Outcome, bytes: &mut usize, actions: &mut Actions<R>) {
+        *bytes -= self.body.len() + OVERHEAD;
+        actions.decided.push((self.reply, outcome));
+    }
 }
 
 /// The sender of one node; `R` is the duty to answer.
@@ -228,7 +246,7 @@ impl<R> Sender<R> {
     }
 
     fn master_link(&self) -> Option<&Link> {
-        self.master.map(|link| &self.links[link]).filter(|link| link.up)
+        self.master.map(|link| &self.links[link]).filter(|link| link.is_up())
     }
 
     /// Whether the master may be the wrong server, or not the only one, to give messages to.
@@ -253,7 +271,7 @@ impl<R> Sender<R> {
 
     /// `link` is connected and can publish.
     pub fn link_up(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
-        self.links[link] = Link { up: true, up_since: Some(now), ..Link::default() };
+        self.links[link] = Link { up_since: Some(now), ..Link::default() };
         self.up |= bit(link);
         self.carriers &= !bit(link);
         if self.master == Some(link) {
@@ -267,7 +285,7 @@ impl<R> Sender<R> {
         let mut lost = std::mem::take(&mut self.links[link]);
         self.up &= !bit(link);
         self.carriers &= !bit(link);
-        if !lost.up {
+        if !lost.is_up() {
             return;
         }
         if self.master == Some(link) {
@@ -325,7 +343,7 @@ impl<R> Sender<R> {
     /// The same on one link.
     pub fn control_on(&mut self, link: LinkId, channel: Channel, bytes: Bytes, actions: &mut Actions<R>) {
         let slot = &mut self.links[link];
-        if slot.up {
+        if slot.is_up() {
             if slot.control.len() >= CONTROL_MOST {
                 slot.control.pop_front(); // Receipts are asked for again.
             }
@@ -355,7 +373,7 @@ impl<R> Sender<R> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         let slot = &self.links[link];
-        if !slot.up || slot.flight.len() >= WINDOW_COMMANDS || slot.flight_bytes >= WINDOW_BYTES {
+        if !slot.is_up() || slot.flight.len() >= WINDOW_COMMANDS || slot.flight_bytes >= WINDOW_BYTES {
             return batch;
         }
         if self.gathers_until(now, link).is_some() {
@@ -529,8 +547,7 @@ impl<R> Sender<R> {
                     }
                 }
                 Decision::Absent => {
-                    let link = self.master.filter(|link| self.up & bit(*link) != 0).or_else(|| links(self.up).next());
-                    if let Some(link) = link {
+                    if let Some(link) = master_or_first(self.master, self.up) {
                         self.seek(now, link, *number, 0, actions);
                     }
                 }
@@ -545,8 +562,7 @@ impl<R> Sender<R> {
         while let Some(first) = lane.front().copied().filter(|first| *first <= number) {
             lane.pop_front();
             if let Some(pending) = self.log.remove(&first) {
-                self.bytes -= pending.body.len() + OVERHEAD;
-                actions.decided.push((pending.reply, Outcome::Handed));
+                pending.end(Outcome::Handed, &mut self.bytes, actions);
             }
         }
         match lane.front() {
@@ -726,9 +742,8 @@ impl<R> Sender<R> {
     /// Answers a message and forgets it.
     fn settle(&mut self, number: Number, outcome: Outcome, actions: &mut Actions<R>) {
         let Some(pending) = self.log.remove(&number) else { return };
-        self.bytes -= pending.body.len() + OVERHEAD;
-        actions.decided.push((pending.reply, outcome));
         let key = (pending.receiver, pending.sender);
+        pending.end(outcome, &mut self.bytes, actions);
         if let Some(lane) = self.lanes.get_mut(&key) {
             if lane.front() == Some(&number) {
                 lane.pop_front();

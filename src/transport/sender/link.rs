@@ -11,8 +11,7 @@ use crate::transport::envelope::{Channel, Decision, Number, Tag};
 /// What a link is to do and has not been answered.
 #[derive(Debug, Default)]
 pub(super) struct Link {
-    pub(super) up: bool,
-    /// Since when; a link that comes and goes is not relied on.
+    /// Since when it is up, if it is; a link that comes and goes is not relied on.
     pub(super) up_since: Option<Instant>,
     /// Until when it is not given receipts alone: some did not arrive.
     pub(super) doubted_until: Option<Instant>,
@@ -61,6 +60,10 @@ pub(super) enum What {
 }
 
 impl Link {
+    pub(super) fn is_up(&self) -> bool {
+        self.up_since.is_some()
+    }
+
     /// Takes the receipts of which it is not known that their nodes have them.
     pub(super) fn untold(&mut self) -> Vec<(Tag, Vec<(Number, Decision)>)> {
         let waiting = std::mem::take(&mut self.receipts).into_iter();

@@ -15,9 +15,10 @@ const PROMPT: Duration = Duration::from_millis(5);
 const RECEIPTS_MOST: usize = 65_536;
 
 impl<R> Sender<R> {
-    /// Has receipts published on the channel of the node `tag`: on every link if it has asked again, else on one.
+    /// Has receipts published on the channel of the node `tag`: on every link if it has asked again, else where a message
+    /// would go.
     ///
-    /// In calm that one is a replica's: what is published there stays there, so it comes once and not once a link. The
+    /// But for calm, with a replica to rely on: what is published there stays there, so it comes once and not once a link. The
     /// replica's count tells whether that node listens to it.
     pub fn receipt(
         &mut self,
@@ -28,16 +29,10 @@ impl<R> Sender<R> {
         actions: &mut Actions<R>,
     ) {
         let replica = self.replica_for_receipts(now);
-        let on = match replica {
-            // It has not heard those before.
-            Some(replica) if everywhere => {
-                self.links[replica].doubted_until = Some(now + self.reliance());
-                self.up
-            }
-            None if everywhere => self.up,
-            Some(replica) => bit(replica),
-            None => self.carriers,
-        };
+        if let Some(replica) = replica.filter(|_| everywhere) {
+            self.doubt(now, replica); // That node has not heard those before.
+        }
+        let on = if everywhere { self.up } else { replica.map_or(self.carriers, bit) };
         self.tell(on, tag, receipts, actions);
     }
 
@@ -77,9 +72,13 @@ impl<R> Sender<R> {
         actions: &mut Actions<R>,
     ) {
         if !receipts.is_empty() {
-            self.links[link].doubted_until = Some(now + self.reliance());
+            self.doubt(now, link);
             self.tell(self.carriers & !bit(link), tag, receipts, actions);
         }
+    }
+
+    fn doubt(&mut self, now: Instant, link: LinkId) {
+        self.links[link].doubted_until = Some(now + self.reliance());
     }
 
     /// A replica is given receipts alone once its link has held for so long, and again so long after some were lost.

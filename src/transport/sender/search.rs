@@ -11,7 +11,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::link::Question;
-use super::{Actions, LinkId, Links, PAUSE_FIRST, PAUSE_MOST, Sender, bit, links};
+use super::{Actions, LinkId, Links, PAUSE_FIRST, PAUSE_MOST, Sender, bit, links, master_or_first};
 use crate::outbox::Outcome;
 use crate::transport::envelope::{Number, Tag};
 
@@ -136,8 +136,7 @@ impl<R> Sender<R> {
             // It is there, and was not when the messages were published: they are, once more. That is no hedge, so it
             // costs no token; who is counted nowhere again waits for the next round.
             let found = search.found & self.up;
-            let on = self.master.filter(|master| found & bit(*master) != 0).or_else(|| links(found).next());
-            if let Some(link) = on {
+            if let Some(link) = master_or_first(self.master, found) {
                 let asked: Vec<Number> = search.asked.iter().copied().take(FOUND_AT_ONCE).collect();
                 actions.resent += asked.len() as u64;
                 for number in asked {
@@ -167,8 +166,7 @@ impl<R> Sender<R> {
             for key in keys {
                 self.first_is_new(now, key, actions);
             }
-            let from = links(self.up).find(|link| self.master == Some(*link)).or_else(|| links(self.up).next());
-            match from.filter(|_| again) {
+            match master_or_first(self.master, self.up).filter(|_| again) {
                 Some(link) => {
                     if let Some(search) = self.searches.get_mut(&receiver) {
                         (search.under_way, search.rounds) = (0, 0);
