@@ -62,6 +62,7 @@ const SECRETS_HELP: &str = "\
 Secrets are never taken from the command line, where every user of the machine could read them:
   TEXTO_REDIS_PASSWORD      or TEXTO_REDIS_PASSWORD_FILE     for the Redis servers
   TEXTO_SENTINEL_PASSWORD   or TEXTO_SENTINEL_PASSWORD_FILE  for the Sentinels
+  TEXTO_SESSION_KEY_FILE    the keys of resume tokens; `texto session-key` prints a new one
 
 Durations are written like 500ms, 5s, 2m. Sizes are bytes.
 Logging: TEXTO_LOG takes a filter such as `info` (default), `texto=debug`.";
@@ -70,6 +71,12 @@ const CHAOS_HELP: &str = "\
 Needs redis-server and redis-sentinel here (apt-get install redis-server redis-sentinel), and for the
 scenarios that cut networks root and iptables. Everything runs on this machine's own addresses and is
 gone afterwards. The exit code is 1 when a promise was broken.";
+
+const SESSION_KEY_HELP: &str = "\
+All nodes have the same file: `(umask 077; texto session-key > FILE)`. To change the key, add a
+new one as the last line on every node (`texto session-key >> FILE`), then make it the first line on
+every node, and take the old one away when its tokens have expired (--token-lifetime). Nodes read
+the file again when it changes.";
 
 /// What `texto` can be asked to do.
 #[derive(Debug, Subcommand)]
@@ -85,6 +92,9 @@ pub enum Command {
     Demo(texto_lab::demo::DemoArgs),
     /// Ask a running gateway whether it is ready; exit code 0 if it is, 1 if not
     Healthcheck(HealthcheckArgs),
+    /// Print a new key for --session-key-file
+    #[command(after_help = SESSION_KEY_HELP)]
+    SessionKey,
 }
 
 /// The flags of `texto healthcheck`.
@@ -220,6 +230,29 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub keep_alive_timeout: String,
+
+    /// File of the keys that resume tokens are signed with, the same on all nodes: one a line, the first signs
+    /// [default: a key of this process alone]
+    #[arg(long, env = "TEXTO_SESSION_KEY_FILE", value_name = "PATH", help_heading = "Sessions")]
+    pub session_key_file: Option<String>,
+    /// A session that can be resumed outlives its socket for so long
+    #[arg(
+        long,
+        env = "TEXTO_RESUME_WINDOW",
+        default_value = "30s",
+        value_name = "DURATION",
+        help_heading = "Sessions"
+    )]
+    pub resume_window: String,
+    /// A client keeps its id by a resume token for so long, and gets a newer one each time; 30 days at most
+    #[arg(
+        long,
+        env = "TEXTO_TOKEN_LIFETIME",
+        default_value = "24h",
+        value_name = "DURATION",
+        help_heading = "Sessions"
+    )]
+    pub token_lifetime: String,
 
     /// After SIGTERM: how long to serve on while load balancers notice
     #[arg(long, env = "TEXTO_DRAIN_DELAY", default_value = "5s", value_name = "DURATION", help_heading = "Operations")]

@@ -16,6 +16,8 @@ use crate::cli::{Given, ServeArgs};
 use crate::client_address::TrustedProxies;
 use crate::keep_alive::Patience;
 use crate::secret::{Credentials, Password};
+use crate::session_keys::Keys;
+use crate::token::HARD_END;
 use crate::variables::{LOG, Variables};
 
 /// Descriptors that are not for clients: listeners, links to Redis and Sentinels, health requests.
@@ -44,6 +46,8 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Bounds on sessions.
     pub limits: Limits,
+    /// What resume tokens are signed with.
+    pub session_keys: Keys,
     /// Behaviour on SIGTERM.
     pub drain: DrainConfig,
     /// How long Redis may be away before the node is unready.
@@ -157,6 +161,10 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// Time for a client to take its bytes.
     pub write_timeout: Duration,
+    /// How long a session that can be resumed outlives its socket.
+    pub resume_window: Duration,
+    /// How long a resume token is good for.
+    pub token_lifetime: Duration,
     /// Time for the head of an HTTP request to arrive, and how long a connection may be idle between requests.
     pub http: Patience,
 }
@@ -176,6 +184,8 @@ impl Limits {
             outbox_total_bytes: usize::MAX,
             ping_interval: second,
             write_timeout: second,
+            resume_window: second,
+            token_lifetime: second,
             http: Patience { header: second, keep_alive: second },
         }
     }
@@ -249,6 +259,7 @@ impl Check<'_> {
         let heartbeat_timeout = self.duration_within("heartbeat-timeout", &args.heartbeat_timeout, least..=most);
         let broker = self.broker(args, send_timeout, heartbeat_timeout);
         let limits = self.limits(args);
+        let session_keys = self.session_keys(args);
         let delay = self.duration("drain-delay", &args.drain_delay, Duration::ZERO);
         let window = self.duration("drain-window", &args.drain_window, Duration::ZERO);
         let ready_grace = self.duration("ready-grace", &args.ready_grace, Duration::ZERO);
@@ -279,6 +290,7 @@ impl Check<'_> {
                 node_id,
                 broker: broker?,
                 limits: limits?,
+                session_keys: session_keys?,
                 drain: DrainConfig { delay: delay?, window: window? },
                 ready_grace: ready_grace?,
                 isolated_after: isolated_after?,
@@ -328,6 +340,12 @@ impl Check<'_> {
             outbox_total_bytes: outbox_total_bytes.unwrap_or(OUTBOX_TOTAL_BYTES.max(outbox_bytes)),
             ping_interval: self.duration("ping-interval", &args.ping_interval, ms).unwrap_or(ms),
             write_timeout: self.duration("write-timeout", &args.write_timeout, ms).unwrap_or(ms),
+            resume_window: self
+                .duration_within("resume-window", &args.resume_window, ms..=Duration::from_secs(3600))
+                .unwrap_or(ms),
+            token_lifetime: self
+                .duration_within("token-lifetime", &args.token_lifetime, Duration::from_secs(1)..=HARD_END)
+                .unwrap_or(HARD_END),
             http: Patience {
                 header: self.duration("header-timeout", &args.header_timeout, ms).unwrap_or(ms),
                 keep_alive: self.duration("keep-alive-timeout", &args.keep_alive_timeout, ms).unwrap_or(ms),
@@ -340,10 +358,21 @@ impl Check<'_> {
                 "at least 512 more than --max-text-bytes, for the JSON around the text",
             );
         }
+        if limits.token_lifetime < limits.resume_window {
+            let expected = format!("at least as long as {}", option("resume-window"));
+            self.invalid("token-lifetime", &args.token_lifetime, &expected);
+        }
         if limits.outbox_bytes < limits.max_text_bytes {
             self.invalid("outbox-bytes", &args.outbox_bytes, "at least --max-text-bytes");
         }
         self.errors.is_empty().then_some(limits)
+    }
+
+    /// Those of the file, or one of this process alone.
+    fn session_keys(&mut self, args: &ServeArgs) -> Option<Keys> {
+        let file = args.session_key_file.as_deref().filter(|path| !path.is_empty());
+        let keys = file.map_or_else(Keys::own, |path| Keys::from_file(Path::new(path)));
+        keys.map_err(|error| self.errors.push(format!("{}: {error}", option("session-key-file")))).ok()
     }
 
     fn broker(
@@ -704,6 +733,23 @@ mod tests {
         assert!(empty.contains("is empty"), "{empty}");
         let both = config(&["--redis-password-file", path], &[("TEXTO_REDIS_PASSWORD", "hunter2")]).unwrap_err();
         assert!(both.contains("TEXTO_REDIS_PASSWORD_FILE") && !both.contains("hunter"));
+    }
+
+    #[test]
+    fn session_keys_come_from_a_file_and_its_flaws_are_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let errors = config(&["--session-key-file", path, "--token-lifetime", "31days"], &[]).unwrap_err();
+        for part in ["2 errors", "--session-key-file (TEXTO_SESSION_KEY_FILE): the file", "holds no key", "30days"] {
+            assert!(errors.contains(part), "{part} is not in: {errors}");
+        }
+        std::fs::write(file.path(), crate::session_keys::new_line().unwrap()).unwrap();
+        assert!(config(&["--session-key-file", path], &[]).unwrap().session_keys.are_shared());
+        let alone = config(&["--session-key-file", ""], &[]).unwrap();
+        assert!(!alone.session_keys.are_shared());
+        assert_eq!(alone.limits.resume_window, Duration::from_secs(30));
+        let errors = config(&["--resume-window", "10m", "--token-lifetime", "5m"], &[]).unwrap_err();
+        assert!(errors.contains("at least as long as --resume-window (TEXTO_RESUME_WINDOW)"), "{errors}");
     }
 
     #[test]

@@ -28,7 +28,9 @@ pub mod protocol;
 pub mod registry;
 pub mod server;
 pub mod session;
+pub mod session_keys;
 pub mod tasks;
+pub mod token;
 pub mod websocket;
 
 pub mod backoff;

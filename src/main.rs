@@ -12,8 +12,9 @@ use texto::drain::Shutdown;
 use texto::healthcheck;
 use texto::logging::Log;
 use texto::server::{self, EXIT_SOFTWARE, ServerError};
+use texto::session_keys;
 use texto::tasks::Tasks;
-use texto_lab::output::Unread;
+use texto_lab::output::{self, Unread};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -46,6 +47,11 @@ fn command(cli: Cli, log: &Log) -> ExitCode {
         Some(Command::Healthcheck(args)) => match healthcheck::run(&args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(log, &error.to_string(), 1),
+        },
+        Some(Command::SessionKey) => match session_keys::new_line().map_err(anyhow::Error::from).and_then(output::line)
+        {
+            Err(error) if !error.is::<Unread>() => fail(log, &format!("{error:#}"), 1),
+            _ => ExitCode::SUCCESS,
         },
         Some(Command::Chaos(args)) => judge(log, texto_lab::chaos::run(&args)),
         Some(Command::Demo(args)) => judge(log, texto_lab::demo::run(&args)),

@@ -94,6 +94,11 @@ pub async fn run(
     let registry = Arc::new(Registry::default());
     let broker = start_broker(&config, &registry, &metrics, &tasks);
 
+    config.session_keys.announce(matches!(config.broker, BrokerConfig::Embedded));
+    if config.session_keys.are_shared() {
+        tasks.spawn_lasting("session keys", config.session_keys.clone().run());
+    }
+
     let limits = config.limits;
     metrics.connections_max.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
     let seats = Arc::new(Semaphore::new(limits.max_connections));

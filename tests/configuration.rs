@@ -53,6 +53,45 @@ async fn a_name_that_redis_refuses_is_refused_before() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn session_keys_are_made_read_and_read_again_and_never_shown() {
+    let new_key = async || {
+        let output = Command::new(BINARY).arg("session-key").output().await.unwrap();
+        assert!(output.status.success() && output.stderr.is_empty());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (one, two) = (new_key().await, new_key().await);
+    assert_ne!(one, two);
+    assert!(one.len() > 40 && one.lines().count() == 1, "a line");
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("keys");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, format!("{one}hunter2\n")).unwrap();
+    let text = refusal(&[], &[("TEXTO_SESSION_KEY_FILE", path)]).await;
+    assert!(
+        text.contains("--session-key-file (TEXTO_SESSION_KEY_FILE): the file") && text.contains("line 2"),
+        "{text}"
+    );
+
+    std::fs::write(&file, &one).unwrap();
+    let gateway = Gateway::start(Path::new(BINARY), &[], &[("TEXTO_SESSION_KEY_FILE", path)]).await.unwrap();
+    gateway.wait_for_log("every user of this machine may read the session keys", LIMIT).await.unwrap();
+    std::fs::write(&file, format!("{one}{two}")).unwrap();
+    gateway.wait_for_log("session keys were read again", LIMIT).await.unwrap();
+    std::fs::remove_file(&file).unwrap();
+    gateway.wait_for_log("the last ones are used", LIMIT).await.unwrap();
+    let log = gateway.log().join("\n") + &text;
+    assert!(!log.contains(one.trim()) && !log.contains(two.trim()) && !log.contains("hunter2"), "{log}");
+
+    // Alone it needs none; where there may be others, somebody should know.
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    let gateway = Gateway::start(Path::new(BINARY), &["--redis", &redis.address()], &[]).await.unwrap();
+    gateway.wait_for_log("no --session-key-file", LIMIT).await.unwrap();
+    let gateway = Gateway::start(Path::new(BINARY), &[], &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    assert!(!gateway.log().join("\n").contains("session-key-file"));
+}
+
 /// Kubernetes sets these in the pods of the README's manifest, whose Service is named `texto`.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_kubernetes_sets_for_a_service_does_not_keep_a_gateway_from_starting() {

@@ -54,7 +54,10 @@ fn config(arguments: &[&str]) -> Config {
 
 impl Gateway {
     async fn start(cluster: &Cluster) -> Self {
-        let config = config(&["--sentinels", &cluster.sentinel_addresses()]);
+        let keys = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(keys.path(), texto::session_keys::new_line().unwrap()).unwrap();
+        let keys = keys.path().to_str().unwrap();
+        let config = config(&["--sentinels", &cluster.sentinel_addresses(), "--session-key-file", keys]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, admin_address) = (listener.local_addr().unwrap(), admin.local_addr().unwrap());
@@ -94,6 +97,7 @@ async fn a_task_that_ends_by_itself_ends_the_gateway_or_is_started_again() {
         "isolation",
         "keeper",
         "link",
+        "session keys",
         "watcher",
     ];
     for name in vital {
