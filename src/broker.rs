@@ -65,6 +65,9 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// outbox is told when that is so.
     fn joined(&self, client: Uuid);
 
+    /// The session of `client`, which can be resumed, has a new connection here.
+    fn attached(&self, _client: Uuid) {}
+
     /// `client` has left.
     fn left(&self, client: Uuid);
 

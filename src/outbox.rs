@@ -243,10 +243,8 @@ impl Outbox {
         if let Some(log) = inner.log() {
             // The word of two nodes is needed: the standby gives it, or this node once the standby has it.
             let is_told = |due: &Due| due.decision != Decision::Taken || !log.is_unconfirmed(tag, sender, due.number);
-            let mut at = before.1;
-            while at < due.len() {
-                if is_told(&due[at]) { at += 1 } else { drop(due.remove(at)) }
-            }
+            let decided = due.split_off(before.1);
+            due.extend(decided.into_iter().filter(is_told));
         }
         let wake = inner.shelf.deliveries.len() > before.0;
         if wake {

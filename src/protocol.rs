@@ -202,8 +202,8 @@ fn decode_wish(data: Option<&RawValue>) -> Result<Wish, Flaw> {
     if !raw.get().starts_with('{') {
         return Err(wrong("data", data, ErrorCode::EInval, "null or an object in a \"registration\""));
     }
-    let fields: RegistrationData<'_> = serde_json::from_str(raw.get())
-        .map_err(|error| (ErrorCode::EInval, unreadable("field \"data\"", &error).1))?;
+    let fields: RegistrationData<'_> =
+        serde_json::from_str(raw.get()).map_err(|error| (ErrorCode::EInval, unreadable("field \"data\"", &error).1))?;
     let resume = match fields.resume {
         None => None,
         Some(_) => Some(string("resume", fields.resume, ErrorCode::EInval, "a token from a \"connection\", a string")?),
@@ -213,8 +213,13 @@ fn decode_wish(data: Option<&RawValue>) -> Result<Wish, Flaw> {
     Ok(Wish { resumable, resume, seq })
 }
 
-fn value<T: serde::de::DeserializeOwned>(name: &str, raw: Option<&RawValue>, expected: &str) -> Result<Option<T>, Flaw> {
-    raw.map(|json| serde_json::from_str(json.get()).map_err(|_| wrong(name, raw, ErrorCode::EInval, expected))).transpose()
+fn value<T: serde::de::DeserializeOwned>(
+    name: &str,
+    raw: Option<&RawValue>,
+    expected: &str,
+) -> Result<Option<T>, Flaw> {
+    raw.map(|json| serde_json::from_str(json.get()).map_err(|_| wrong(name, raw, ErrorCode::EInval, expected)))
+        .transpose()
 }
 
 fn decode_send(id: Uuid, data: Option<&RawValue>, max_text_bytes: usize) -> Result<Request, Flaw> {
@@ -353,7 +358,10 @@ enum OutData<'a> {
         resumable: Option<&'a Resumable>,
     },
     Null,
-    Error { code: ErrorCode, description: &'a str },
+    Error {
+        code: ErrorCode,
+        description: &'a str,
+    },
     Receive {
         sender_id: Uuid,
         text: &'a str,
@@ -422,7 +430,11 @@ mod tests {
         assert_eq!(decode(&send(&client, &data), CLIENT, 8), Ok(expected));
         for client_id in ["", r#""client_id":null,"#, r#""client_id":"anything","#, r#""client_id":7,"#] {
             let frame = format!(r#" {{{client_id}"id":"{ID}","kind":"registration","data":null}}"#);
-            assert_eq!(decode(&frame, CLIENT, 8), Ok(Request::Registration { id: ID, wish: Box::default() }), "{frame}");
+            assert_eq!(
+                decode(&frame, CLIENT, 8),
+                Ok(Request::Registration { id: ID, wish: Box::default() }),
+                "{frame}"
+            );
             for kind in ["ack", "error"] {
                 let frame = format!(r#"{{{client_id}"id":"{ID}","kind":"{kind}","data":[{{}}]}}"#);
                 assert_eq!(decode(&frame, CLIENT, 8), Ok(Request::Notice), "{frame}");
@@ -454,17 +466,19 @@ mod tests {
 
     #[test]
     fn what_a_registration_asks_for() {
-        let wish = |data: &str| match decode(&format!(r#"{{"id":"{ID}","kind":"registration","data":{data}}}"#), CLIENT, 8) {
-            Ok(Request::Registration { wish, .. }) => Ok(*wish),
-            Ok(other) => panic!("{other:?}"),
-            Err(rejection) => Err(rejection.code),
-        };
+        let wish =
+            |data: &str| match decode(&format!(r#"{{"id":"{ID}","kind":"registration","data":{data}}}"#), CLIENT, 8) {
+                Ok(Request::Registration { wish, .. }) => Ok(*wish),
+                Ok(other) => panic!("{other:?}"),
+                Err(rejection) => Err(rejection.code),
+            };
         assert_eq!(wish("{}"), Ok(Wish::default()));
         assert_eq!(wish(r#"{"resumable":true,"more":[]}"#), Ok(Wish { resumable: true, ..Wish::default() }));
         let resumed = Wish { resumable: true, resume: Some("abc".to_owned()), seq: 7 };
         assert_eq!(wish(r#"{"resume":"abc","seq":7}"#), Ok(resumed), "a token implies that it is resumable");
         assert_eq!(wish(r#"{"resume":null,"resumable":null,"seq":null}"#), Ok(Wish::default()));
-        for data in ["[]", "7", r#"{"resumable":1}"#, r#"{"resume":1}"#, r#"{"resume":"a","seq":-1}"#, r#"{"seq":"1"}"#] {
+        for data in ["[]", "7", r#"{"resumable":1}"#, r#"{"resume":1}"#, r#"{"resume":"a","seq":-1}"#, r#"{"seq":"1"}"#]
+        {
             assert_eq!(wish(data), Err(ErrorCode::EInval), "{data}");
         }
     }

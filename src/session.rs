@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
 use uuid::Uuid;
 
-use self::place::Place;
 use self::registration::{Begun, Ticket};
 use crate::broker::{Broker, Message};
 use crate::budget::Budget;
@@ -20,7 +19,7 @@ use crate::metrics::{Held, Metrics};
 use crate::outbox::{self, Answer, Attachment, Batch, CloseOrder, Delivery, Outbox, Outcome, ReplyTo};
 use crate::protocol::{self, ErrorCode, Reply, Request};
 use crate::registry::Registry;
-use crate::token::Keys;
+use crate::session_keys::Keys;
 use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
 use crate::windows::Windows;
 
@@ -34,6 +33,8 @@ const REFUSE_AFTER: Duration = Duration::from_millis(250);
 const SILENT: u16 = 4000;
 const TAKEN_OVER: u16 = 4001;
 const UNREGISTERED: u16 = 4002;
+/// What a binary frame is told.
+const BINARY: &str = "a frame must be text: binary ones are not part of this protocol";
 /// What is written to a client that can resume has to be acknowledged within this.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes a second at which a message that is not complete yet is a sign of life. A message has a limit, so a client can't
@@ -60,7 +61,7 @@ pub struct Context {
     /// What all outboxes may hold.
     pub budget: Arc<Budget>,
     /// The keys of the tokens by which sessions are resumed.
-    pub keys: Arc<Keys>,
+    pub keys: Keys,
     /// The sessions without a connection.
     pub windows: Arc<Windows>,
 }
@@ -299,8 +300,7 @@ impl Session {
                     }
                 }
                 Incoming::Binary(_) => {
-                    let reason = "a frame must be text: binary ones are not part of this protocol";
-                    if self.refuse(None, ErrorCode::ESyntax, reason).await.is_err() {
+                    if self.refuse(None, ErrorCode::ESyntax, BINARY).await.is_err() {
                         return Some(self.write_failed());
                     }
                 }
@@ -322,6 +322,9 @@ impl Session {
     }
 
     async fn serve(&mut self, text: &str) -> Result<(), WriteError> {
+        if self.ticket.is_some() {
+            self.outbox.prove(self.attachment);
+        }
         match protocol::decode(text, self.client, self.context.limits.max_text_bytes) {
             Ok(Request::Notice) => Ok(()),
             Ok(Request::Had(seq)) => {

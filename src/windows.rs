@@ -29,7 +29,13 @@ pub struct Windows {
 
 impl Windows {
     /// Sessions are kept for `window`, up to `most` of them; `gauge` shows how many there are.
-    pub fn new(window: Duration, most: usize, registry: Arc<Registry>, broker: Arc<dyn Broker>, gauge: IntGauge) -> Self {
+    pub fn new(
+        window: Duration,
+        most: usize,
+        registry: Arc<Registry>,
+        broker: Arc<dyn Broker>,
+        gauge: IntGauge,
+    ) -> Self {
         Self { window, most, registry, broker, gauge, waiting: Mutex::default() }
     }
 
@@ -77,13 +83,15 @@ impl Windows {
     fn over(&self, now: Instant) -> Vec<Arc<Outbox>> {
         let mut waiting = self.lock();
         let mut over = Vec::new();
-        while let Some((since, _)) = waiting.front().filter(|(at, _)| now.saturating_duration_since(*at) >= self.window) {
+        while let Some((since, _)) = waiting.front().filter(|(at, _)| now.saturating_duration_since(*at) >= self.window)
+        {
             let since = *since;
             // It may have had a connection meanwhile, and lost it again: then there is another entry.
             let outbox = waiting.pop_front().map(|(_, outbox)| outbox);
             over.extend(outbox.filter(|outbox| outbox.detached_since() == Some(since)));
         }
-        waiting.shrink_to(waiting.len() * 2);
+        let room = waiting.len() * 2;
+        waiting.shrink_to(room);
         over
     }
 

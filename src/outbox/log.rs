@@ -124,7 +124,11 @@ impl Log {
 
     /// The origin of the message at `position`, while the standby has not confirmed it.
     pub(super) fn origin(&self, position: Position) -> Option<Origin> {
-        self.unconfirmed.iter().rev().find(|entry| entry.position == position && entry.is_first).map(|entry| entry.origin)
+        self.unconfirmed
+            .iter()
+            .rev()
+            .find(|entry| entry.position == position && entry.is_first)
+            .map(|entry| entry.origin)
     }
 
     /// The standby of `term` has everything up to `position`. Returns whom to tell, of those that it has not told itself.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::timeout;
+use tracing::debug;
 use uuid::Uuid;
 
 use super::place::Place;
@@ -29,8 +30,8 @@ pub(super) struct Begun {
 /// What a client needs to resume its session.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    /// When the session's first token was issued, in seconds of Unix time.
-    first_issue: u64,
+    /// When the session's first token was issued, in seconds of Unix time, if it was before.
+    first_issue: Option<u64>,
     /// Whether this connection began with all that was acknowledged.
     resumed: bool,
 }
@@ -48,7 +49,7 @@ impl Begun {
         context: &Arc<Context>,
         outbox: Arc<Outbox>,
         seq: u64,
-        first_issue: u64,
+        first_issue: Option<u64>,
         resumed: bool,
         request: Uuid,
     ) -> Self {
@@ -60,7 +61,7 @@ impl Begun {
     }
 
     /// The same, nobody having anything of it.
-    fn fresh(context: &Arc<Context>, client: Uuid, generation: u64, first_issue: u64, request: Uuid) -> Self {
+    fn fresh(context: &Arc<Context>, client: Uuid, generation: u64, first_issue: Option<u64>, request: Uuid) -> Self {
         let outbox = Arc::new(Outbox::resumable(client, generation, &context.limits, &context.budget));
         context.registry.keep(outbox.clone());
         context.broker.joined(client);
@@ -71,19 +72,14 @@ impl Begun {
 impl Ticket {
     /// What the client is told, with a new token.
     pub(super) fn introduce(&mut self, context: &Context, outbox: &Outbox) -> Resumable {
-        let now = unix_now();
-        let lifetime = context.limits.token_lifetime;
-        let claims = Claims {
-            client: outbox.client(),
-            generation: outbox.generation(),
-            home: context.broker.tag(),
-            first_issue: self.first_issue,
-            expires: now + lifetime.as_secs(),
-        };
+        let (now, lifetime) = (SystemTime::now(), context.limits.token_lifetime);
+        let (generation, home) = (outbox.generation(), context.broker.tag());
+        let claims = Claims::new(outbox.client(), generation, home, self.first_issue, now, lifetime);
+        self.first_issue = Some(claims.first_issue);
         let resume = Resume {
-            token: context.keys.sign(&claims),
+            token: context.keys.ring().sign(&claims),
             window_ms: millis(context.limits.resume_window),
-            expires_ms: millis(lifetime),
+            expires_ms: millis(claims.expires_in(now)),
             standby: outbox.has_standby(),
         };
         // Asked later, it is a sign of life: nothing is missing since this connection began.
@@ -93,10 +89,6 @@ impl Ticket {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Waits for the registration, and finds the session that it is about. There is no session before: whatever else comes
@@ -156,28 +148,30 @@ async fn find(context: &Arc<Context>, request: Uuid, wish: Wish) -> Begun {
     }
     let metrics = &context.metrics;
     let Some(token) = wish.resume else {
-        return Begun::fresh(context, Uuid::new_v4(), 0, unix_now(), request);
+        return Begun::fresh(context, Uuid::new_v4(), 0, None, request);
     };
-    let claims = match context.keys.verify(&token, SystemTime::now()) {
+    let claims = match context.keys.ring().verify(&token, SystemTime::now()) {
         Ok(claims) => claims,
         Err(flaw) => {
-            metrics.resumed(flaw.label());
-            return Begun::fresh(context, Uuid::new_v4(), 0, unix_now(), request);
+            debug!(%flaw, "a resume token is not taken");
+            metrics.resumes.with_label_values(&[flaw.label()]).inc();
+            return Begun::fresh(context, Uuid::new_v4(), 0, None, request);
         }
     };
     let Claims { client, generation, first_issue, .. } = claims;
+    let first_issue = Some(first_issue);
     match context.broker.resume(client, generation).await {
         Resumption::Here(outbox) => {
-            metrics.resumed("resumed");
+            metrics.resumes.with_label_values(&["resumed"]).inc();
             Begun::resumable(context, outbox, wish.seq, first_issue, true, request)
         }
         Resumption::Lost => {
-            metrics.resumed("lost");
+            metrics.resumes.with_label_values(&["lost"]).inc();
             Begun::fresh(context, client, generation, first_issue, request)
         }
         Resumption::Refused => {
-            metrics.resumed("refused");
-            Begun::fresh(context, Uuid::new_v4(), 0, unix_now(), request)
+            metrics.resumes.with_label_values(&["refused"]).inc();
+            Begun::fresh(context, Uuid::new_v4(), 0, None, request)
         }
     }
 }

@@ -217,7 +217,7 @@ impl<T> Lane<T> {
                 self.full = Some((from, to.max(number)));
                 Decision::Full
             }
-            None if room.admit(message) => {
+            None if room.admit(number, message) => {
                 self.taken = number;
                 Decision::Taken
             }
