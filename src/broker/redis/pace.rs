@@ -42,6 +42,11 @@ impl Pace {
             self.at_once = (self.at_once / 2).max(LEAST);
         }
     }
+
+    /// The server did none of it, and will be asked again before long.
+    pub(super) fn put_off(&mut self) {
+        self.at_once = LEAST;
+    }
 }
 
 #[cfg(test)]
