@@ -26,6 +26,8 @@ const SILENT: u16 = 4000;
 /// Bytes a second at which a message that is not complete yet is a sign of life. A message has a limit, so a client can't
 /// live on one for longer than that takes: 8.5 minutes by default.
 const UPLOAD_FLOOR: f64 = 256.0;
+/// How long a client that seems silent is listened to once more.
+const LAST_LOOK: Duration = Duration::from_millis(50);
 /// How long a session rests before it gives memory back.
 const COMPACT_AFTER: Duration = Duration::from_secs(1);
 /// Messages that are written at a time, before the client is listened to again.
@@ -97,7 +99,7 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         socket: Some(socket),
         unanswered: 0,
         heard: Instant::now(),
-        pinged: false,
+        pinged: None,
         arrived: 0,
         draining: None,
     };
@@ -173,7 +175,8 @@ struct Session {
     socket: Option<Socket>,
     unanswered: usize,
     heard: Instant,
-    pinged: bool,
+    /// When it was pinged, if nothing was heard since.
+    pinged: Option<Instant>,
     /// What had arrived at the beginning of the silence that runs now.
     arrived: u64,
     draining: Option<Instant>,
@@ -224,7 +227,7 @@ impl Session {
     fn next_timer(&self) -> Instant {
         let grown = self.socket.as_ref().is_some_and(Socket::is_grown);
         let compact = grown.then(|| self.heard + COMPACT_AFTER).filter(|at| *at > Instant::now());
-        let ping = self.heard + self.context.limits.ping_interval * if self.pinged { 2 } else { 1 };
+        let ping = self.pinged.unwrap_or(self.heard) + self.context.limits.ping_interval;
         let drain = self.draining.map(|since| {
             let refuse = since + REFUSE_AFTER;
             if refuse > Instant::now() { refuse } else { since + ANSWER_PATIENCE }
@@ -238,7 +241,7 @@ impl Session {
         let mut incoming = first;
         for read in 1.. {
             self.heard = Instant::now();
-            self.pinged = false;
+            self.pinged = None;
             self.count_arrived();
             match incoming {
                 Incoming::Text(text) => {
@@ -312,21 +315,27 @@ impl Session {
             }
         }
         let interval = self.context.limits.ping_interval;
-        if now >= self.heard + interval * if self.pinged { 2 } else { 1 } {
+        if now >= self.pinged.unwrap_or(self.heard) + interval {
             if self.count_arrived() as f64 >= UPLOAD_FLOOR * interval.as_secs_f64() {
                 // A pong would have to wait behind the rest of the message.
                 self.heard = now;
-                self.pinged = false;
+                self.pinged = None;
                 return None;
             }
-            if self.pinged {
-                return Some(End::Silent);
+            if self.pinged.is_some() {
+                // What came while this session waited in a write, or this process stood still, has not been read yet.
+                let unread = timeout(LAST_LOOK, self.socket.as_mut()?.next()).await;
+                return match unread {
+                    Ok(incoming) => self.read(incoming).await,
+                    Err(_) => Some(End::Silent),
+                };
             }
-            self.pinged = true;
             let ping = Frame::Ping(bytes::Bytes::new());
             if self.write(std::iter::once(ping)).await.is_err() {
                 return Some(self.write_failed());
             }
+            // Written, not due: the client has its time from here, however long this node or its client stood still.
+            self.pinged = Some(Instant::now());
         }
         None
     }
