@@ -153,6 +153,8 @@ pub struct Limits {
     pub outbox_bytes: usize,
     /// Bytes waiting for all readers together.
     pub outbox_total_bytes: usize,
+    /// Every send is answered within this time.
+    pub send_timeout: Duration,
     /// Silence after which a client is pinged.
     pub ping_interval: Duration,
     /// Time for a client to take its bytes.
@@ -174,6 +176,7 @@ impl Limits {
             outbox_messages,
             outbox_bytes,
             outbox_total_bytes: usize::MAX,
+            send_timeout: second,
             ping_interval: second,
             write_timeout: second,
             http: Patience { header: second, keep_alive: second },
@@ -248,7 +251,7 @@ impl Check<'_> {
         let (least, most) = (Duration::from_millis(20), Duration::from_secs(5));
         let heartbeat_timeout = self.duration_within("heartbeat-timeout", &args.heartbeat_timeout, least..=most);
         let broker = self.broker(args, send_timeout, heartbeat_timeout);
-        let limits = self.limits(args);
+        let limits = self.limits(args, send_timeout);
         let delay = self.duration("drain-delay", &args.drain_delay, Duration::ZERO);
         let window = self.duration("drain-window", &args.drain_window, Duration::ZERO);
         let ready_grace = self.duration("ready-grace", &args.ready_grace, Duration::ZERO);
@@ -290,7 +293,7 @@ impl Check<'_> {
         }
     }
 
-    fn limits(&mut self, args: &ServeArgs) -> Option<Limits> {
+    fn limits(&mut self, args: &ServeArgs, send_timeout: Option<Duration>) -> Option<Limits> {
         let ms = Duration::from_millis(1);
         let descriptors = descriptors();
         let most = descriptors.min(MOST_CONNECTIONS);
@@ -326,6 +329,7 @@ impl Check<'_> {
             outbox_messages: self.count("outbox-messages", &args.outbox_messages).unwrap_or(1),
             outbox_bytes,
             outbox_total_bytes: outbox_total_bytes.unwrap_or(OUTBOX_TOTAL_BYTES.max(outbox_bytes)),
+            send_timeout: send_timeout.unwrap_or(ms),
             ping_interval: self.duration("ping-interval", &args.ping_interval, ms).unwrap_or(ms),
             write_timeout: self.duration("write-timeout", &args.write_timeout, ms).unwrap_or(ms),
             http: Patience {

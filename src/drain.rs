@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -18,9 +18,10 @@ use crate::health::{Health, Lifecycle};
 use crate::outbox::CloseOrder;
 use crate::registry::Registry;
 
-/// What a session gets to finish after it was told: its unanswered sends and its farewell.
-const LAST: Duration = Duration::from_secs(6);
-const LOOK: Duration = Duration::from_millis(20);
+/// What a session gets to finish after it was told, beside the time that its answers may take.
+const LAST: Duration = Duration::from_secs(1);
+/// Sessions that are due within this are told at once, rather than by a timer for each.
+const TOGETHER: Duration = Duration::from_millis(20);
 
 /// The signals that end a gateway.
 #[derive(Clone, Debug, Default)]
@@ -55,14 +56,14 @@ impl Shutdown {
 }
 
 /// Waits for a signal, then sees the sessions off. Returns when all are gone, or told to be, within
-/// the delay, the window and a few seconds; it never waits for Redis.
-pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, registry: &Registry) {
+/// the delay, the window, the time that `answers` may take, and a second; it never waits for Redis.
+pub async fn run(config: DrainConfig, answers: Duration, shutdown: &Shutdown, health: &Health, registry: &Registry) {
     tokio::select! {
         () = shutdown.stop.cancelled() => {}
         () = shutdown.drain.cancelled() => {
             tokio::select! {
                 () = shutdown.stop.cancelled() => {}
-                () = drain(config, health, registry) => {}
+                () = drain(config, answers, health, registry) => {}
             }
         }
     }
@@ -72,12 +73,10 @@ pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, regi
 /// Tells all sessions to end now.
 pub fn stop(health: &Health, registry: &Registry) {
     health.advance(Lifecycle::Stopped);
-    for client in registry.clients() {
-        registry.close(client, CloseOrder::Stop);
-    }
+    registry.close_all(CloseOrder::Stop);
 }
 
-async fn drain(config: DrainConfig, health: &Health, registry: &Registry) {
+async fn drain(config: DrainConfig, answers: Duration, health: &Health, registry: &Registry) {
     health.advance(Lifecycle::Draining);
     info!(sessions = registry.len(), delay = ?config.delay, window = ?config.window, "draining: not ready any more");
     sleep(config.delay).await;
@@ -85,13 +84,18 @@ async fn drain(config: DrainConfig, health: &Health, registry: &Registry) {
     health.advance(Lifecycle::Closing);
     info!(sessions = registry.len(), "draining: closing sessions");
     ask_to_leave(config.window, registry).await;
-    let end = Instant::now() + LAST;
-    while !registry.is_empty() && Instant::now() < end {
-        for client in registry.clients() {
-            registry.close(client, CloseOrder::Drain); // Whoever came in at the last moment.
+    see_off(registry, answers + LAST).await;
+}
+
+/// Gives all sessions `limit` to finish: those that came in at the last moment, or still do, as well.
+async fn see_off(registry: &Registry, limit: Duration) {
+    registry.close_all(CloseOrder::Drain);
+    let gone = async {
+        while !registry.is_empty() {
+            registry.emptied().await;
         }
-        sleep(LOOK).await;
-    }
+    };
+    let _ = timeout(limit, gone).await;
 }
 
 /// Asks everybody who is here to go to another node, spread over `window`.
@@ -103,10 +107,35 @@ pub async fn ask_to_leave(window: Duration, registry: &Registry) {
     let slice = window / u32::try_from(clients.len().max(1)).unwrap_or(u32::MAX);
     for (client, at) in clients.into_iter().zip(0_u32..) {
         let due = slice.saturating_mul(at) + slice.mul_f64(fastrand::f64());
-        // Many at a time rather than a timer for each, when slices are short.
-        if due > began.elapsed() + LOOK {
+        if due > began.elapsed() + TOGETHER {
             sleep_until(began + due).await;
         }
         registry.close(client, CloseOrder::Drain);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::outbox::tests::outbox;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn the_last_are_told_once_and_waited_for_no_longer_than_they_take() {
+        let registry = Arc::new(Registry::default());
+        let slow = outbox(9, 99);
+        let registration = registry.register(slow.clone());
+        let began = Instant::now();
+        let take_time = async {
+            slow.changed().await;
+            let again = timeout(5 * TOGETHER, slow.changed()).await;
+            assert!(again.is_err(), "it was woken again without anything to do");
+            drop(registration);
+        };
+        tokio::join!(see_off(&registry, LIMIT), take_time);
+        assert!(began.elapsed() < LIMIT);
     }
 }

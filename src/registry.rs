@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use uuid::Uuid;
 
 use crate::outbox::{CloseOrder, Delivery, Outbox};
@@ -18,6 +20,10 @@ const SHARDS: usize = 64;
 pub struct Registry {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
+    /// What everybody is told who is here, or comes.
+    order: Mutex<Option<CloseOrder>>,
+    /// Nobody is here any more, since that order.
+    emptied: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -27,7 +33,12 @@ struct Shard {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            order: Mutex::default(),
+            emptied: Notify::new(),
+        }
     }
 }
 
@@ -41,6 +52,10 @@ impl Registry {
     pub fn register(self: &Arc<Self>, outbox: Arc<Outbox>) -> Registration {
         let client = outbox.client();
         self.shard(client).clients.insert(client, outbox.clone());
+        // Whoever gives the order later finds it there.
+        if let Some(order) = self.order() {
+            outbox.close(order);
+        }
         Registration { registry: self.clone(), outbox }
     }
 
@@ -100,6 +115,23 @@ impl Registry {
         self.len() == 0
     }
 
+    fn order(&self) -> Option<CloseOrder> {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Orders everybody to close: who is here, and who comes later.
+    pub fn close_all(&self, order: CloseOrder) {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
+        for client in self.clients() {
+            self.close(client, order);
+        }
+    }
+
+    /// For one who waits: resolves when the last session has left, after [`Self::close_all`]. Cancel safe.
+    pub fn emptied(&self) -> Notified<'_> {
+        self.emptied.notified()
+    }
+
     /// Orders one session to close.
     pub fn close(&self, client: Uuid, order: CloseOrder) {
         if let Some(outbox) = self.get(client) {
@@ -125,11 +157,18 @@ impl Drop for Registration {
         if shard.clients.len() * 4 < shard.clients.capacity() {
             shard.clients.shrink_to_fit();
         }
+        let may_be_last = shard.clients.is_empty();
+        drop(shard);
+        if may_be_last && self.registry.order().is_some() && self.registry.is_empty() {
+            self.registry.emptied.notify_one();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::outbox::tests::{delivery, outbox, place};
 
@@ -154,6 +193,28 @@ mod tests {
         drop(successor);
         assert!(registry.is_empty());
         assert_eq!(deliver(&registry, client, 2), None);
+    }
+
+    #[test]
+    fn an_order_to_all_reaches_those_who_come_later_and_the_last_one_who_leaves_is_noticed() {
+        let registry = Arc::new(Registry::default());
+        let (here, late) = (outbox(9, 99), outbox(9, 99));
+        let first = registry.register(here.clone());
+        drop(registry.register(outbox(9, 99)));
+        let emptied = || registry.emptied().now_or_never().is_some();
+        assert!(!emptied());
+        registry.close_all(CloseOrder::Drain);
+        let second = registry.register(late.clone());
+        for outbox in [&here, &late] {
+            assert_eq!(outbox.take(9).close, Some(CloseOrder::Drain));
+        }
+        drop(first);
+        assert!(!emptied(), "one is still here");
+        drop(second);
+        assert!(emptied());
+        registry.close_all(CloseOrder::Stop);
+        let _last = registry.register(late.clone());
+        assert_eq!(late.take(9).close, Some(CloseOrder::Stop));
     }
 
     #[test]

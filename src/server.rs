@@ -156,9 +156,10 @@ async fn until_over(
 ) -> Result<(), TaskEnded> {
     let drained = CancellationToken::new();
     let drain = {
-        let (config, drained, health, registry) = (config.drain, drained.clone(), health.clone(), registry.clone());
+        let (drained, health, registry) = (drained.clone(), health.clone(), registry.clone());
+        let (config, answers) = (config.drain, config.limits.send_timeout);
         async move {
-            drain::run(config, &shutdown, &health, &registry).await;
+            drain::run(config, answers, &shutdown, &health, &registry).await;
             drained.cancel();
         }
     };

@@ -17,8 +17,8 @@ use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
 
 /// How long the greeting waits for the subscription: whoever gets to know the id can use it at once.
 const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a draining session waits for answers that are due: as long as they take by default.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How much later than they are due a draining session still waits for answers.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// Answers that are due for longer than this won't come in a moment: requests are read again, and refused at once.
 const REFUSE_AFTER: Duration = Duration::from_millis(250);
 /// The gateway's own close code for a client that does not answer pings.
@@ -230,9 +230,14 @@ impl Session {
         let ping = self.pinged.unwrap_or(self.heard) + self.context.limits.ping_interval;
         let drain = self.draining.map(|since| {
             let refuse = since + REFUSE_AFTER;
-            if refuse > Instant::now() { refuse } else { since + ANSWER_PATIENCE }
+            if refuse > Instant::now() { refuse } else { since + self.answer_patience() }
         });
         [Some(ping), compact, drain].into_iter().flatten().min().unwrap_or(ping)
+    }
+
+    /// How long a draining session waits for its answers.
+    fn answer_patience(&self) -> Duration {
+        self.context.limits.send_timeout + ANSWER_PATIENCE
     }
 
     /// Handles a frame, and those that are already there behind it, up to a bound.
@@ -298,13 +303,16 @@ impl Session {
 
     async fn on_timer(&mut self) -> Option<End> {
         let now = Instant::now();
-        if self.draining.is_some_and(|since| now >= since + ANSWER_PATIENCE) {
-            while !self.outbox.seal() {
+        if self.draining.is_some_and(|since| now >= since + self.answer_patience()) {
+            loop {
+                let is_last = self.outbox.seal();
                 if let Some(end) = self.write_outbox().await {
                     return Some(end);
                 }
+                if is_last {
+                    return Some(End::Drained);
+                }
             }
-            return Some(End::Drained);
         }
         if self.socket.as_ref().is_some_and(Socket::is_grown) && now >= self.heard + COMPACT_AFTER {
             let (socket, incoming) = Box::pin(self.socket.take()?.compact()).await;
