@@ -26,6 +26,11 @@ const MOST_NODE_ID: usize = 128;
 
 /// Bytes that wait for all readers together, unless it is said otherwise or one may have more.
 const OUTBOX_TOTAL_BYTES: usize = 256 * 1024 * 1024;
+/// Bytes of a text at the most. Redis cuts off a subscriber for whom more than 32 MB wait, unless it is told otherwise, and
+/// with it everybody on its node: some texts must find room.
+const MOST_TEXT_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of a frame at the most: such a text, all of it escaped.
+const MOST_FRAME_BYTES: usize = 64 * 1024 * 1024;
 /// Sessions of a node at the most.
 const MOST_CONNECTIONS: usize = 1_000_000;
 
@@ -323,8 +328,10 @@ impl Check<'_> {
         };
         let limits = Limits {
             max_connections: max_connections.unwrap_or(1),
-            max_text_bytes: self.count("max-text-bytes", &args.max_text_bytes).unwrap_or(1),
-            max_frame_bytes: self.count("max-frame-bytes", &args.max_frame_bytes).unwrap_or(usize::MAX),
+            max_text_bytes: self.count_to("max-text-bytes", &args.max_text_bytes, MOST_TEXT_BYTES).unwrap_or(1),
+            max_frame_bytes: self
+                .count_to("max-frame-bytes", &args.max_frame_bytes, MOST_FRAME_BYTES)
+                .unwrap_or(MOST_FRAME_BYTES),
             max_unanswered: self.count("max-unanswered", &args.max_unanswered).unwrap_or(1),
             outbox_messages: self.count("outbox-messages", &args.outbox_messages).unwrap_or(1),
             outbox_bytes,
@@ -501,6 +508,15 @@ impl Check<'_> {
         Some(count)
     }
 
+    fn count_to(&mut self, flag: &str, text: &str, most: usize) -> Option<usize> {
+        let count = self.count(flag, text)?;
+        if count > most {
+            self.invalid(flag, text, &format!("at most {most}"));
+            return None;
+        }
+        Some(count)
+    }
+
     fn duration(&mut self, flag: &str, text: &str, least: Duration) -> Option<Duration> {
         self.duration_within(flag, text, least..=Duration::from_secs(24 * 3600))
     }
@@ -635,6 +651,11 @@ mod tests {
         let more = (descriptors() + 1).to_string();
         let errors = config(&["--max-connections", &more], &[]).unwrap_err();
         assert!(errors.contains("ulimit -n"), "{errors}");
+        for (flag, most) in [("--max-text-bytes", MOST_TEXT_BYTES), ("--max-frame-bytes", MOST_FRAME_BYTES)] {
+            let [most, more] = [most, most + 1].map(|bytes| bytes.to_string());
+            assert!(config(&[flag, &more], &[]).unwrap_err().contains(&format!("at most {most}")));
+            assert!(!config(&[flag, &most], &[]).err().unwrap_or_default().contains("at most"));
+        }
     }
 
     #[test]

@@ -216,6 +216,32 @@ async fn a_full_outbox_is_the_senders_business_and_closes_nobody() {
     assert_eq!(client.send(client.id, "still here").await.unwrap(), Answer::Ack);
 }
 
+/// As large as the configuration lets them be: Redis must not cut off a node for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_texts_go_from_node_to_node() {
+    const MOST: usize = 8 * 1024 * 1024;
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    let (address, most) = (redis.address(), MOST.to_string());
+    let frame = (8 * MOST).to_string();
+    let room = ["--max-text-bytes", &most, "--max-frame-bytes", &frame, "--outbox-bytes", &frame];
+    let arguments = [&["--redis", &address], &room[..]].concat();
+    let (one, other) = (gateway(&arguments).await, gateway(&arguments).await);
+    one.wait_ready(LIMIT).await.unwrap();
+    other.wait_ready(LIMIT).await.unwrap();
+    let mut sender = Client::connect(one.address).await.unwrap();
+    let mut receiver = Client::connect(other.address).await.unwrap();
+    // The second is six times as long in JSON, which is as much as this client takes.
+    for text in ["x".repeat(MOST), "\u{1}".repeat(MOST / 4)] {
+        assert_eq!(sender.send(receiver.id, &text).await.unwrap(), Answer::Ack);
+        assert!(receiver.receive().await.unwrap().1 == text, "something else came");
+    }
+    for gateway in [&one, &other] {
+        let failures = format!("texto_link_failures_total{{address=\"{address}\"}}");
+        assert_eq!(gateway.metric(&failures).await.unwrap_or(0.0), 0.0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_and_half_sent_requests_are_closed() {
     let gateway = gateway(&["--header-timeout", "300ms", "--keep-alive-timeout", "300ms"]).await;
