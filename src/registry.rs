@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use uuid::Uuid;
 
 use crate::outbox::{CloseOrder, Delivery, Outbox};
@@ -18,6 +20,10 @@ const SHARDS: usize = 64;
 pub struct Registry {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
+    /// What everybody is told who is here, or comes.
+    order: Mutex<Option<CloseOrder>>,
+    /// Nobody is here any more, since that order.
+    emptied: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -29,7 +35,12 @@ struct Shard {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            order: Mutex::default(),
+            emptied: Notify::new(),
+        }
     }
 }
 
@@ -43,15 +54,22 @@ impl Registry {
     pub fn register(self: &Arc<Self>, outbox: Arc<Outbox>) -> Registration {
         let client = outbox.client();
         self.shard(client).clients.insert(client, outbox.clone());
+        // Whoever gives the order later finds it there.
+        if let Some(order) = self.order() {
+            outbox.close(order);
+        }
         Registration { registry: self.clone(), outbox }
     }
 
     /// Makes the outbox of a session that can be resumed reachable until it is [removed](Self::remove). One that was
     /// there before has to yield: its client has begun anew.
     pub fn keep(&self, outbox: Arc<Outbox>) {
-        let before = self.shard(outbox.client()).clients.insert(outbox.client(), outbox);
+        let before = self.shard(outbox.client()).clients.insert(outbox.client(), outbox.clone());
         if let Some(before) = before {
             before.close(CloseOrder::Moved);
+        }
+        if let Some(order) = self.order() {
+            outbox.close(order);
         }
     }
 
@@ -64,6 +82,11 @@ impl Registry {
         }
         if shard.clients.len() * 4 < shard.clients.capacity() {
             shard.clients.shrink_to_fit();
+        }
+        let may_be_last = shard.clients.is_empty();
+        drop(shard);
+        if may_be_last && self.order().is_some() && self.is_idle() {
+            self.emptied.notify_one();
         }
     }
 
@@ -173,6 +196,12 @@ impl Registry {
         }
     }
 
+    /// Everyone here whose session can be resumed.
+    pub fn resumable(&self) -> Vec<Uuid> {
+        let resumable = |outbox: &Arc<Outbox>| outbox.is_resumable().then(|| outbox.client());
+        self.outboxes().iter().filter_map(resumable).collect()
+    }
+
     /// How many are connected here.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).clients.len()).sum()
@@ -186,6 +215,28 @@ impl Registry {
     /// Whether nobody is.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn order(&self) -> Option<CloseOrder> {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Orders everybody to close who comes from now on.
+    pub fn order_newcomers(&self, order: CloseOrder) {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
+    }
+
+    /// Orders everybody to close: who is here, and who comes later.
+    pub fn close_all(&self, order: CloseOrder) {
+        self.order_newcomers(order);
+        for client in self.clients() {
+            self.close(client, order);
+        }
+    }
+
+    /// For one who waits: resolves when the last connection has ended, after [`Self::order_newcomers`]. Cancel safe.
+    pub fn emptied(&self) -> Notified<'_> {
+        self.emptied.notified()
     }
 
     /// Orders one session to close.
@@ -211,6 +262,8 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::outbox::tests::{delivery, outbox, place};
 
@@ -236,6 +289,28 @@ mod tests {
         drop(successor);
         assert!(registry.is_empty());
         assert_eq!(deliver(&registry, client, 2), None);
+    }
+
+    #[test]
+    fn an_order_to_all_reaches_those_who_come_later_and_the_last_one_who_leaves_is_noticed() {
+        let registry = Arc::new(Registry::default());
+        let (here, late) = (outbox(9, 99), outbox(9, 99));
+        let first = registry.register(here.clone());
+        drop(registry.register(outbox(9, 99)));
+        let emptied = || registry.emptied().now_or_never().is_some();
+        assert!(!emptied());
+        registry.close_all(CloseOrder::Drain);
+        let second = registry.register(late.clone());
+        for outbox in [&here, &late] {
+            assert_eq!(outbox.take(0, 9).close, Some(CloseOrder::Drain));
+        }
+        drop(first);
+        assert!(!emptied(), "one is still here");
+        drop(second);
+        assert!(emptied());
+        registry.close_all(CloseOrder::Stop);
+        let _last = registry.register(late.clone());
+        assert_eq!(late.take(0, 9).close, Some(CloseOrder::Stop));
     }
 
     #[test]

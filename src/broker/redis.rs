@@ -3,7 +3,7 @@
 pub mod connection;
 pub mod fleet;
 pub mod link;
-mod pace;
+pub mod pace;
 mod probe;
 mod publishing;
 mod subscriptions;

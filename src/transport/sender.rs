@@ -274,6 +274,11 @@ impl<R> Sender<R> {
         self.route(now, actions);
     }
 
+    /// The server behind `link` puts things off, as while it runs a script: subscriptions may be late there.
+    pub fn put_off(&mut self, now: Instant, link: LinkId) {
+        self.links[link].put_off = Some(now);
+    }
+
     /// The link to the server that is master for Sentinel and by its own word.
     pub fn set_master(&mut self, now: Instant, master: Option<LinkId>, actions: &mut Actions<R>) {
         if self.master != master {
