@@ -4,14 +4,19 @@ pub mod embedded;
 pub mod redis;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::outbox::ReplyTo;
+use crate::outbox::{Outbox, ReplyTo};
 use crate::sentinel::SentinelStatus;
+
+/// The version of the UUIDs (RFC 9562) of messages that may be sent again by another node; others have version 4.
+pub const REPEATABLE: usize = 8;
 
 /// A message on its way from a session of this node.
 #[derive(Debug)]
@@ -26,6 +31,29 @@ pub struct Message {
     pub text: String,
 }
 
+impl Message {
+    /// The id of the message that `sender` asks for by `request`: the same on every node, however often it asks.
+    ///
+    /// Nobody can make somebody else's message look like a copy, for the sender is in it.
+    pub fn repeatable_id(sender: Uuid, request: Uuid) -> Uuid {
+        let digest = Sha256::new().chain_update(sender).chain_update(request).finalize();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }
+}
+
+/// What became of the wish to resume a session.
+#[derive(Clone, Debug)]
+pub enum Resumption {
+    /// It is here, with all that was acknowledged.
+    Here(Arc<Outbox>),
+    /// Its client has a newer token.
+    Refused,
+    /// Nobody has it any more, or nobody could vouch for it in time.
+    Lost,
+}
+
 /// Carries messages between clients, on whichever node they are. None of the calls wait.
 pub trait Broker: fmt::Debug + Send + Sync {
     /// Takes a message. `reply` is answered exactly once, within the send deadline, with
@@ -37,8 +65,19 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// outbox is told when that is so.
     fn joined(&self, client: Uuid);
 
+    /// The session of `client`, which can be resumed, has a new connection here.
+    fn attached(&self, _client: Uuid) {}
+
     /// `client` has left.
     fn left(&self, client: Uuid);
+
+    /// Has the session of `client`, for which there is a token of `generation`, come to this node.
+    fn resume(&self, client: Uuid, generation: u64) -> BoxFuture<'_, Resumption>;
+
+    /// This node in tokens; new for each start.
+    fn tag(&self) -> u64 {
+        0
+    }
 
     /// All sessions are gone for good: the other nodes are told, so that they don't wait for this one to come back.
     fn goodbye(&self) -> BoxFuture<'_, ()> {

@@ -86,7 +86,7 @@ async fn drain(config: DrainConfig, health: &Health, registry: &Registry) {
     info!(sessions = registry.len(), "draining: closing sessions");
     ask_to_leave(config.window, registry).await;
     let end = Instant::now() + LAST;
-    while !registry.is_empty() && Instant::now() < end {
+    while !registry.is_idle() && Instant::now() < end {
         for client in registry.clients() {
             registry.close(client, CloseOrder::Drain); // Whoever came in at the last moment.
         }

@@ -16,7 +16,7 @@ use warp::reply::Response as WarpResponse;
 use crate::client_address::{Peer, TrustedProxies};
 use crate::health::Health;
 use crate::repeats::Repeats;
-use crate::session::{self, Context};
+use crate::session::{self, Context, Opening};
 use crate::websocket::{self, Bounds, HandshakeError, Socket};
 
 /// Seconds after which a refused client may try again.
@@ -133,7 +133,7 @@ fn open(
         // A byte of text takes six at most in JSON, as \u0000.
         max_write: limits.max_text_bytes.saturating_mul(6) + 1024,
     };
-    let greet = !query.split('&').any(|pair| pair.strip_prefix("nogreet=").is_some_and(|value| !value.is_empty()));
+    let opening = opening(query);
     let context = app.context.clone();
     let slow_readers = app.slow_readers.clone();
     // The tracker has the task before the 101 is sent, so that a drain can't miss the session.
@@ -143,7 +143,7 @@ fn open(
         match Box::pin(tokio::time::timeout(UPGRADE_LIMIT, Socket::upgrade(upgrade, bounds))).await {
             Ok(Ok(socket)) => {
                 debug!(address, "session begins");
-                let end = session::run(socket, context, greet).await;
+                let end = session::run(socket, context, opening).await;
                 if end == session::End::SlowReader {
                     let what = "a session was closed: its client did not read what it was sent";
                     let again = slow_readers.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), what);
@@ -159,6 +159,19 @@ fn open(
         }
     });
     response.map(|()| WarpResponse::default().into_body())
+}
+
+/// How a client wants to begin.
+fn opening(query: &str) -> Opening {
+    let has = |name: &str| {
+        let values = query.split('&').filter_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        values.into_iter().any(|value| !value.is_empty())
+    };
+    match (has("register"), has("nogreet")) {
+        (true, _) => Opening::Registered,
+        (false, true) => Opening::Silent,
+        (false, false) => Opening::Greeted,
+    }
 }
 
 fn health(app: App) -> BoxedFilter<(WarpResponse,)> {

@@ -32,6 +32,7 @@ pub mod session_keys;
 pub mod tasks;
 pub mod token;
 pub mod websocket;
+pub mod windows;
 
 pub mod backoff;
 pub mod broker;

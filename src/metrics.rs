@@ -8,6 +8,7 @@ use prometheus::{
 use crate::config::Address;
 use crate::protocol::ErrorCode;
 use crate::resolver;
+use crate::token::TokenFlaw;
 use crate::transport::Arrived;
 use crate::transport::envelope::Foreign;
 use crate::transport::inbox::Arrival;
@@ -34,6 +35,10 @@ pub struct Metrics {
     pub handshakes_bad: IntCounter,
     /// Sessions ended, by reason.
     pub sessions_closed: IntCounterVec,
+    /// Wishes to resume a session, by what became of them.
+    pub resumes: IntCounterVec,
+    /// Sessions without a connection, which wait for their clients.
+    pub sessions_detached: IntGauge,
     /// Sends answered with `ack`.
     pub messages_acked: IntCounter,
     /// Sends answered with `error`.
@@ -158,6 +163,20 @@ impl Metrics {
                 closed.with_label_values(&["panicked"]);
                 closed
             },
+            resumes: {
+                let resumes = r.counters(
+                    "texto_sessions_resumed_total",
+                    "Wishes to resume a session, by what became of them.",
+                    &["outcome"],
+                )?;
+                let outcomes = ["resumed", "lost", "refused"].into_iter();
+                for outcome in outcomes.chain(TokenFlaw::ALL.map(TokenFlaw::label)) {
+                    resumes.with_label_values(&[outcome]);
+                }
+                resumes
+            },
+            sessions_detached: r
+                .gauge("texto_sessions_detached", "Sessions without a connection, which wait for their clients.")?,
             messages_acked: messages.with_label_values(&["acked"]),
             messages_failed: messages.with_label_values(&["failed"]),
             errors: ErrorCode::ALL.iter().map(|code| errors.with_label_values(&[code.as_str()])).collect(),

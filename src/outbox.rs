@@ -1,7 +1,13 @@
 //! Owns what waits to be written to one session: messages, answers, and the order to close.
 //!
 //! Filled from any task without waiting, emptied by the session's own. Bounded on all sides:
-//! messages by number and bytes, answers by the number of unanswered sends.
+//! messages by number and bytes, answers by the number of unanswered sends. The outbox of a session that can be resumed
+//! outlives its connections, keeps what the client has not acknowledged, and numbers it ([`log`]).
+
+pub mod log;
+mod recent;
+mod requests;
+mod shelf;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,28 +16,31 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use self::log::{Log, Position};
+use self::recent::Recent;
+use self::requests::Requests;
+use self::shelf::{Bounded, Shelf, cost};
 use crate::budget::{Budget, Share};
 use crate::config::Limits;
-use crate::transport::envelope::{Number, Place, Tag};
-use crate::transport::inbox::{Arrival, Due, Inbox, Room};
-
-/// No sender has more than this part of an outbox, however fast it writes.
-const SHARE: usize = 4;
-
-/// Bytes that a message takes, its text and what stands around it.
-fn cost(message: &Delivery) -> usize {
-    message.text.len() + size_of::<Delivery>()
-}
+use crate::transport::envelope::{Decision, Number, Place, Tag};
+use crate::transport::inbox::{Arrival, Due, Inbox};
 
 /// A message for a session's client.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// The message's id, the same on every copy.
     pub id: Uuid,
     /// Who sent it.
     pub sender: Uuid,
     /// What they sent.
-    pub text: Box<str>,
+    pub text: Arc<str>,
+}
+
+impl Delivery {
+    /// Whether its sender may ask for the same again by another node: it can resume its session there.
+    pub fn may_come_again(&self) -> bool {
+        self.id.get_version_num() == crate::broker::REPEATABLE
+    }
 }
 
 /// What became of a `send`.
@@ -58,7 +67,7 @@ pub struct Answer {
     pub took: Duration,
 }
 
-/// Why the gateway ends a session.
+/// Why the gateway ends a session, or its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseOrder {
     /// The node drains: 1012.
@@ -67,6 +76,31 @@ pub enum CloseOrder {
     Stop,
     /// Its oldest message was not taken in time: 1013.
     SlowReader,
+    /// The session goes on over a newer connection: 4001.
+    TakenOver,
+    /// The session goes on elsewhere, and its client is to look for it: 1012.
+    Moved,
+}
+
+impl CloseOrder {
+    /// Whether nothing more is to be written.
+    fn is_immediate(self) -> bool {
+        self != Self::Drain
+    }
+}
+
+/// Tells the connections of one session apart, the newest being the highest. A session that can't be resumed has one.
+pub type Attachment = u32;
+
+/// What is to be done about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It is new: it is to be published.
+    New,
+    /// It is under way already, and will be answered.
+    UnderWay,
+    /// It was acknowledged before.
+    Acknowledged,
 }
 
 /// The outbox of one session.
@@ -84,6 +118,8 @@ struct Inner {
     shelf: Shelf,
     /// What has been decided about messages; most sessions get none for most of the time.
     inbox: Option<Box<Inbox<Delivery>>>,
+    recent: Option<Box<Recent>>,
+    resumable: Option<Box<Resumable>>,
     answers: VecDeque<Answer>,
     close: Option<CloseOrder>,
     /// Nothing is taken any more: what is in here is all that will be written.
@@ -95,68 +131,11 @@ struct Inner {
     behind_since: Option<Instant>,
 }
 
-/// The messages of an outbox, and those that wait for their predecessors.
+/// What a session has beside if it can be resumed.
 #[derive(Debug)]
-struct Shelf {
-    deliveries: VecDeque<Delivery>,
-    bytes: usize,
-    waiting: usize,
-    waiting_bytes: usize,
-    /// Of what the node has for all outboxes.
-    share: Share,
-}
-
-/// A shelf with its bounds.
-struct Bounded<'a> {
-    shelf: &'a mut Shelf,
-    max_messages: usize,
-    max_bytes: usize,
-}
-
-impl Bounded<'_> {
-    /// Whether one sender has so much in here that the rest is for others.
-    fn has_its_share(&self, sender: Uuid, bytes: usize) -> bool {
-        let (most, most_bytes) = (self.max_messages.div_ceil(SHARE), self.max_bytes.div_ceil(SHARE));
-        if self.shelf.deliveries.len() < most && self.shelf.bytes + bytes <= most_bytes {
-            return false;
-        }
-        let mine = self.shelf.deliveries.iter().filter(|delivery| delivery.sender == sender);
-        let (count, sum) = mine.fold((0, 0), |(count, sum), delivery| (count + 1, sum + delivery.text.len()));
-        // One message always fits, however long the operator lets them be.
-        count >= most || count > 0 && sum + bytes > most_bytes
-    }
-}
-
-impl Room<Delivery> for Bounded<'_> {
-    fn may_wait(&mut self, message: &Delivery) -> bool {
-        let bytes = self.shelf.waiting_bytes + message.text.len();
-        let fits =
-            self.shelf.waiting < self.max_messages && bytes <= self.max_bytes && self.shelf.share.grow(cost(message));
-        if fits {
-            self.shelf.waiting += 1;
-            self.shelf.waiting_bytes = bytes;
-        }
-        fits
-    }
-
-    fn waits_no_more(&mut self, message: &Delivery) {
-        self.shelf.waiting -= 1;
-        self.shelf.waiting_bytes -= message.text.len();
-        self.shelf.share.shrink(cost(message));
-    }
-
-    fn admit(&mut self, message: Delivery) -> bool {
-        let bytes = message.text.len();
-        let fits = self.shelf.deliveries.len() < self.max_messages
-            && self.shelf.bytes + bytes <= self.max_bytes
-            && !self.has_its_share(message.sender, bytes)
-            && self.shelf.share.grow(cost(&message));
-        if fits {
-            self.shelf.bytes += bytes;
-            self.shelf.deliveries.push_back(message);
-        }
-        fits
-    }
+struct Resumable {
+    log: Log,
+    requests: Requests,
 }
 
 /// What a session takes out at a time.
@@ -166,20 +145,43 @@ pub struct Batch {
     pub answers: Vec<Answer>,
     /// Messages, in the order of arrival.
     pub deliveries: Vec<Delivery>,
+    /// The number of the first of them, in a session that can be resumed; the others follow it.
+    pub first: Option<Position>,
     /// The order to close, once everything before it is written.
     pub close: Option<CloseOrder>,
-    /// Whether a broker has confirmed the client's subscription.
-    pub subscribed: bool,
+}
+
+impl Inner {
+    fn log(&self) -> Option<&Log> {
+        self.resumable.as_ref().map(|resumable| &resumable.log)
+    }
+
+    fn log_mut(&mut self) -> Option<&mut Log> {
+        self.resumable.as_mut().map(|resumable| &mut resumable.log)
+    }
+
+    fn is_displaced(&self, attachment: Attachment) -> bool {
+        self.log().is_some_and(|log| log.attachment != attachment)
+    }
+
+    /// Messages that may be written and are not.
+    fn writable(&self) -> usize {
+        match self.log() {
+            None => self.shelf.deliveries.len(),
+            Some(_) if self.sealed => 0, // It moves: they are written elsewhere.
+            Some(log) => log.writable().saturating_sub(log.written) as usize,
+        }
+    }
 }
 
 impl Outbox {
-    /// An empty outbox for `client`.
+    /// An empty outbox for `client`, whose session ends with its connection.
     pub fn new(client: Uuid, limits: &Limits, budget: &Arc<Budget>) -> Self {
-        let share = Share::new(budget.clone());
-        let shelf = Shelf { deliveries: VecDeque::new(), bytes: 0, waiting: 0, waiting_bytes: 0, share };
         let inner = Inner {
-            shelf,
+            shelf: Shelf::new(Share::new(budget.clone())),
             inbox: None,
+            recent: None,
+            resumable: None,
             answers: VecDeque::new(),
             close: None,
             sealed: false,
@@ -196,6 +198,14 @@ impl Outbox {
         }
     }
 
+    /// The same for a session that can be resumed, and has been `generation` times.
+    pub fn resumable(client: Uuid, generation: u64, limits: &Limits, budget: &Arc<Budget>) -> Self {
+        let mut outbox = Self::new(client, limits, budget);
+        let inner = outbox.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        inner.resumable = Some(Box::new(Resumable { log: Log::new(generation), requests: Requests::default() }));
+        outbox
+    }
+
     /// Whose outbox it is.
     pub fn client(&self) -> Uuid {
         self.client
@@ -206,8 +216,15 @@ impl Outbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A message of `sender` by the node `tag` has come; what is decided now goes to `due`. `None` when nothing is
-    /// taken any more.
+    fn bounded<'a>(&self, inner: &'a mut Inner, tag: Tag) -> (Bounded<'a>, &'a mut Option<Box<Inbox<Delivery>>>) {
+        let Inner { shelf, inbox, recent, resumable, .. } = inner;
+        let log = resumable.as_mut().map(|resumable| &mut resumable.log);
+        let (max_messages, max_bytes) = (self.max_messages, self.max_bytes);
+        (Bounded { shelf, log, recent, tag, max_messages, max_bytes }, inbox)
+    }
+
+    /// A message of `sender` by the node `tag` has come; what its node is to be told now goes to `due`. `None` when
+    /// nothing is taken any more.
     pub fn arrive(
         &self,
         tag: Tag,
@@ -220,11 +237,16 @@ impl Outbox {
         if inner.sealed {
             return None;
         }
-        let Inner { shelf, inbox, .. } = &mut *inner;
-        let before = shelf.deliveries.len();
-        let mut room = Bounded { shelf, max_messages: self.max_messages, max_bytes: self.max_bytes };
+        let before = (inner.shelf.deliveries.len(), due.len());
+        let (mut room, inbox) = self.bounded(&mut inner, tag);
         let arrival = inbox.get_or_insert_default().arrive(tag, sender, place, make, &mut room, due);
-        let wake = inner.shelf.deliveries.len() > before;
+        if let Some(log) = inner.log() {
+            // The word of two nodes is needed: the standby gives it, or this node once the standby has it.
+            let is_told = |due: &Due| due.decision != Decision::Taken || !log.is_unconfirmed(tag, sender, due.number);
+            let decided = due.split_off(before.1);
+            due.extend(decided.into_iter().filter(is_told));
+        }
+        let wake = inner.shelf.deliveries.len() > before.0;
         if wake {
             inner.behind_since.get_or_insert_with(Instant::now);
         }
@@ -238,12 +260,12 @@ impl Outbox {
     /// Takes a message that comes once and in order by itself: whether there was room, or `None` when nothing is taken
     /// any more.
     pub fn admit(&self, delivery: Delivery) -> Option<bool> {
+        use crate::transport::inbox::Room;
         let mut inner = self.lock();
         if inner.sealed {
             return None;
         }
-        let (max_messages, max_bytes) = (self.max_messages, self.max_bytes);
-        let admitted = Bounded { shelf: &mut inner.shelf, max_messages, max_bytes }.admit(delivery);
+        let admitted = self.bounded(&mut inner, 0).0.admit(0, delivery);
         if admitted {
             inner.behind_since.get_or_insert_with(Instant::now);
         }
@@ -252,20 +274,43 @@ impl Outbox {
         Some(admitted)
     }
 
-    /// Forgets the lanes of which their node wants nothing any more: `floor` is that node's.
-    pub fn prune(&self, floor: impl Fn(Tag) -> Option<Number>) {
+    /// Forgets the lanes of which their node wants nothing any more (`floor` is that node's), and messages that came
+    /// longer ago than `window`.
+    pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) {
         let mut inner = self.lock();
-        let Inner { shelf, inbox, .. } = &mut *inner;
+        if inner.recent.as_mut().is_some_and(|recent| recent.forget(now, window)) {
+            inner.recent = None;
+        }
+        if let Some(resumable) = &mut inner.resumable {
+            resumable.requests.forget(now, window);
+        }
+        let (mut room, inbox) = self.bounded(&mut inner, 0);
         let Some(lanes) = inbox else { return };
-        lanes.prune(floor, &mut Bounded { shelf, max_messages: self.max_messages, max_bytes: self.max_bytes });
+        lanes.prune(floor, &mut room);
         if lanes.is_empty() {
             *inbox = None;
         }
     }
 
     fn answer(&self, answer: Answer) {
-        self.lock().answers.push_back(answer);
-        self.wake.notify_one();
+        let mut inner = self.lock();
+        let is_wanted = match &mut inner.resumable {
+            Some(resumable) => resumable.requests.answered(answer.request, answer.outcome),
+            None => true,
+        };
+        if is_wanted {
+            inner.answers.push_back(answer);
+            drop(inner);
+            self.wake.notify_one();
+        }
+    }
+
+    /// The client asks for something, perhaps for the second time.
+    pub fn begin(&self, request: Uuid) -> Begun {
+        match &mut self.lock().resumable {
+            Some(resumable) => resumable.requests.begin(request),
+            None => Begun::New,
+        }
     }
 
     /// Orders the session to close; the first order stands, but for `Stop`, which is sooner than any.
@@ -284,26 +329,34 @@ impl Outbox {
         self.wake.notify_one();
     }
 
+    /// Whether a client may be told of it: messages for it reach this node, and it has its standby if it is to have one.
+    pub fn is_ready(&self) -> bool {
+        let inner = self.lock();
+        let standby = inner.log().and_then(|log| log.standby);
+        inner.subscribed && standby.is_none_or(|standby| standby.opened)
+    }
+
     /// Takes answers, up to `most` messages, and, when nothing else is left, the order to close.
-    pub fn take(&self, most: usize) -> Batch {
+    pub fn take(&self, attachment: Attachment, most: usize) -> Batch {
         let mut inner = self.lock();
-        let count = inner.shelf.deliveries.len().min(most);
-        let deliveries: Vec<_> = inner.shelf.deliveries.drain(..count).collect();
-        inner.shelf.bytes -= deliveries.iter().map(|delivery| delivery.text.len()).sum::<usize>();
+        if inner.is_displaced(attachment) {
+            drop(inner);
+            self.wake.notify_one(); // The wake-up was another connection's.
+            return Batch { close: Some(CloseOrder::TakenOver), ..Batch::default() };
+        }
+        let count = inner.writable().min(most);
+        let (deliveries, first) = inner.take_deliveries(count);
         let answers = inner.answers.drain(..).collect();
-        let rest = !inner.shelf.deliveries.is_empty();
+        let rest = inner.writable() > 0;
         if count > 0 {
-            inner.in_hand += deliveries.iter().map(cost).sum::<usize>();
             inner.behind_since = Some(Instant::now());
         }
-        let immediate = matches!(inner.close, Some(CloseOrder::SlowReader | CloseOrder::Stop));
-        let close = inner.close.filter(|_| immediate || !rest);
-        let subscribed = inner.subscribed;
+        let close = inner.close.filter(|close| close.is_immediate() || !rest);
         drop(inner);
         if rest {
             self.wake.notify_one();
         }
-        Batch { answers, deliveries, close, subscribed }
+        Batch { answers, deliveries, first, close }
     }
 
     /// What was taken out is written.
@@ -311,7 +364,7 @@ impl Outbox {
         let mut inner = self.lock();
         let written = std::mem::take(&mut inner.in_hand);
         inner.shelf.share.shrink(written);
-        if inner.shelf.deliveries.is_empty() {
+        if inner.writable() == 0 {
             inner.behind_since = None;
         }
     }
@@ -319,8 +372,9 @@ impl Outbox {
     /// Takes nothing more from now on. Returns whether all that was taken has been written as well.
     pub fn seal(&self) -> bool {
         let mut inner = self.lock();
+        let unwritten = inner.writable();
         inner.sealed = true;
-        inner.shelf.deliveries.is_empty()
+        unwritten == 0
     }
 
     /// Takes nothing more, and throws away what is left. Returns the number of messages that nobody will write.
@@ -328,21 +382,25 @@ impl Outbox {
         let mut inner = self.lock();
         inner.sealed = true;
         inner.inbox = None;
-        let shelf = &mut inner.shelf;
-        shelf.share.shrink(shelf.share.bytes());
-        (shelf.bytes, shelf.waiting, shelf.waiting_bytes) = (0, 0, 0);
-        std::mem::take(&mut shelf.deliveries).len()
+        inner.shelf.clear()
     }
 
     /// Since when the session has taken nothing, and how many bytes there are, if there are any.
     pub fn backlog(&self) -> Option<(Instant, usize)> {
         let inner = self.lock();
-        Some((inner.behind_since?, inner.shelf.share.bytes()))
+        let since = match inner.log() {
+            None => inner.behind_since,
+            // What waits for somebody who is away was acknowledged: it goes last of all.
+            Some(log) if log.detached_since.is_some() => None,
+            Some(log) => log.unacknowledged_since,
+        };
+        Some((since?, inner.shelf.share.bytes()))
     }
 
-    /// Whether a slow reader or a hard stop demands an end, whatever is being written.
-    pub fn must_end(&self) -> bool {
-        matches!(self.lock().close, Some(CloseOrder::SlowReader | CloseOrder::Stop))
+    /// Whether an order that lets nothing more be written demands an end, whatever is being written.
+    pub fn must_end(&self, attachment: Attachment) -> bool {
+        let inner = self.lock();
+        inner.close.is_some_and(CloseOrder::is_immediate) || inner.is_displaced(attachment)
     }
 
     /// Gives back the memory of a past burst.
@@ -360,6 +418,122 @@ impl Outbox {
     /// Waits until something was put in. Cancel safe: a wake-up that was not consumed stays.
     pub async fn changed(&self) {
         self.wake.notified().await;
+    }
+}
+
+/// What concerns sessions that can be resumed alone.
+impl Outbox {
+    /// Whether it can be.
+    pub fn is_resumable(&self) -> bool {
+        self.lock().resumable.is_some()
+    }
+
+    /// How often it has moved or got a new socket.
+    pub fn generation(&self) -> u64 {
+        self.lock().log().map_or(0, |log| log.generation)
+    }
+
+    /// Whether another node has what this one has.
+    pub fn has_standby(&self) -> bool {
+        self.lock().log().is_some_and(|log| log.standby.is_some_and(|standby| standby.opened))
+    }
+
+    /// How many messages are kept for the client.
+    pub fn kept(&self) -> usize {
+        self.lock().shelf.deliveries.len()
+    }
+
+    /// Whether a token of `generation` still opens it: a client that has said something over a newer connection has a
+    /// newer one. `false` as well when it is about to end.
+    pub fn opens_to(&self, generation: u64) -> bool {
+        let inner = self.lock();
+        !inner.sealed && inner.log().is_some_and(|log| generation >= log.proven)
+    }
+
+    /// A new connection, whose client has everything up to `seq`; an older one is told to end. What was answered and
+    /// not heard is asked for again.
+    pub fn attach(&self, now: Instant, seq: Position) -> Attachment {
+        let mut inner = self.lock();
+        let Inner { shelf, resumable, answers, close, .. } = &mut *inner;
+        let Some(Resumable { log, requests }) = resumable.as_deref_mut() else { return 0 };
+        shelf.forget(log.attach(now, seq));
+        requests.disconnected();
+        answers.clear();
+        if matches!(close, Some(CloseOrder::TakenOver | CloseOrder::Moved)) {
+            *close = None;
+        }
+        let attachment = log.attachment;
+        drop(inner);
+        // Both connections look: the older one that it is over, the new one what there is.
+        self.wake.notify_waiters();
+        self.wake.notify_one();
+        attachment
+    }
+
+    /// The connection is gone. Returns whether it was the newest: the session is without one then.
+    pub fn detach(&self, now: Instant, attachment: Attachment) -> bool {
+        let mut inner = self.lock();
+        inner.behind_since = None;
+        let Some(Resumable { log, requests }) = inner.resumable.as_deref_mut() else { return false };
+        if log.attachment != attachment {
+            return false;
+        }
+        log.detached_since = Some(now);
+        log.unacknowledged_since = None;
+        requests.disconnected();
+        inner.answers.clear();
+        true
+    }
+
+    /// Since when there is no connection, if there is none.
+    pub fn detached_since(&self) -> Option<Instant> {
+        self.lock().log().and_then(|log| log.detached_since)
+    }
+
+    /// Since when the client has not acknowledged what was written to it.
+    pub fn unacknowledged_since(&self) -> Option<Instant> {
+        self.lock().log().and_then(|log| log.unacknowledged_since)
+    }
+
+    /// The client of this connection has everything up to `position`.
+    pub fn had(&self, now: Instant, attachment: Attachment, position: Position) {
+        let mut inner = self.lock();
+        if inner.is_displaced(attachment) {
+            return;
+        }
+        if let Some(log) = inner.log_mut() {
+            let gone = log.had(now, position);
+            inner.shelf.forget(gone);
+        }
+    }
+
+    /// The client of this connection has said something: it has the newest token.
+    pub fn prove(&self, attachment: Attachment) {
+        let mut inner = self.lock();
+        if !inner.is_displaced(attachment)
+            && let Some(log) = inner.log_mut()
+        {
+            log.proven = log.generation;
+        }
+    }
+}
+
+impl Inner {
+    fn take_deliveries(&mut self, count: usize) -> (Vec<Delivery>, Option<Position>) {
+        let Some(Resumable { log, .. }) = self.resumable.as_deref_mut() else {
+            let deliveries: Vec<_> = self.shelf.deliveries.drain(..count).collect();
+            self.shelf.bytes -= deliveries.iter().map(|delivery| delivery.text.len()).sum::<usize>();
+            self.in_hand += deliveries.iter().map(cost).sum::<usize>();
+            return (deliveries, None);
+        };
+        let at = (log.written - log.had) as usize;
+        let deliveries = self.shelf.deliveries.range(at..at + count).cloned().collect();
+        let first = log.written + 1;
+        log.written += count as u64;
+        if count > 0 {
+            log.unacknowledged_since.get_or_insert_with(Instant::now);
+        }
+        (deliveries, Some(first))
     }
 }
 
@@ -401,8 +575,6 @@ pub(crate) mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use crate::transport::envelope::Decision;
-
     pub(crate) fn unbounded() -> Arc<Budget> {
         Budget::new(usize::MAX, prometheus::IntGauge::new("bytes", "for tests").unwrap())
     }
@@ -433,8 +605,8 @@ pub(crate) mod tests {
             assert_eq!(push(&outbox, 1, 1, "abc"), Decision::Taken);
             assert_eq!(push(&outbox, 2, 2, "abc"), Decision::Taken);
             assert_eq!(push(&outbox, 3, 3, "a"), Decision::Full);
-            assert!(!outbox.must_end());
-            assert_eq!(outbox.take(1).deliveries.len(), 1);
+            assert!(!outbox.must_end(0));
+            assert_eq!(outbox.take(0, 1).deliveries.len(), 1);
             assert_eq!(push(&outbox, 3, 4, "a"), Decision::Taken);
         }
     }
@@ -457,13 +629,13 @@ pub(crate) mod tests {
         push(&outbox, 1, 1, "a");
         push(&outbox, 2, 2, "b");
         outbox.close(CloseOrder::Drain);
-        assert_eq!(outbox.take(1).close, None);
+        assert_eq!(outbox.take(0, 1).close, None);
         assert!(!outbox.seal());
         assert_eq!(outbox.arrive(1, Uuid::nil(), place(3), || delivery("c"), &mut Vec::new()), None);
-        assert_eq!(outbox.take(1).close, Some(CloseOrder::Drain));
+        assert_eq!(outbox.take(0, 1).close, Some(CloseOrder::Drain));
         assert!(outbox.seal());
         outbox.close(CloseOrder::Stop);
-        assert_eq!(outbox.take(1).close, Some(CloseOrder::Stop));
+        assert_eq!(outbox.take(0, 1).close, Some(CloseOrder::Stop));
     }
 
     #[test]
@@ -471,7 +643,7 @@ pub(crate) mod tests {
         let outbox = outbox(1, 1);
         ReplyTo::new(outbox.clone(), Uuid::nil()).answer(Outcome::Handed);
         drop(ReplyTo::new(outbox.clone(), Uuid::nil()));
-        let outcomes: Vec<_> = outbox.take(0).answers.iter().map(|answer| answer.outcome).collect();
+        let outcomes: Vec<_> = outbox.take(0, 0).answers.iter().map(|answer| answer.outcome).collect();
         assert_eq!(outcomes, [Outcome::Handed, Outcome::Unreachable]);
     }
 }

@@ -23,9 +23,32 @@ pub enum Request {
     Registration {
         /// The request's own id, repeated in the answer.
         id: Uuid,
+        /// What it asks for beside that; boxed, for it is rare.
+        wish: Box<Wish>,
     },
-    /// An `ack` or `error` of the client: taken without an answer.
+    /// The client has everything up to this `seq`.
+    Had(u64),
+    /// Another `ack`, or an `error` of the client: taken without an answer.
     Notice,
+}
+
+/// What a `registration` asks for.
+#[derive(Default, PartialEq, Eq)]
+pub struct Wish {
+    /// The session shall be one that can be resumed.
+    pub resumable: bool,
+    /// The token of the session that is to be resumed.
+    pub resume: Option<String>,
+    /// The highest `seq` that the client has of it.
+    pub seq: u64,
+}
+
+impl std::fmt::Debug for Wish {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { resumable, resume, seq } = self;
+        let resume = resume.as_ref().map(|_| "a token"); // It is a secret.
+        formatter.debug_struct("Wish").field("resumable", resumable).field("resume", &resume).field("seq", seq).finish()
+    }
 }
 
 /// Why a frame was refused. Answered with `error`; the session goes on.
@@ -106,6 +129,21 @@ struct Frame<'a> {
 }
 
 #[derive(Deserialize)]
+struct RegistrationData<'a> {
+    #[serde(borrow, default)]
+    resumable: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    resume: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    seq: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct AckData {
+    seq: u64,
+}
+
+#[derive(Deserialize)]
 struct SendData<'a> {
     #[serde(borrow, default)]
     receiver_id: Option<&'a RawValue>,
@@ -140,11 +178,14 @@ fn decode_fields(id: Uuid, fields: &Frame<'_>, client: Uuid, max_text_bytes: usi
     let kinds = "\"send\", \"registration\", \"ack\" or \"error\"";
     let kind = string("kind", fields.kind, ErrorCode::ESyntax, "a string")?;
     match kind.as_str() {
-        "ack" | "error" => Ok(Request::Notice),
-        "registration" => match fields.data {
-            None => Ok(Request::Registration { id }),
-            Some(data) => Err(wrong("data", Some(data), ErrorCode::EInval, "null in a \"registration\"")),
-        },
+        "ack" => {
+            // Whatever it is, it is taken: v1 says nothing of what an `ack` may carry.
+            let object = fields.data.filter(|raw| raw.get().starts_with('{'));
+            let data = object.and_then(|raw| serde_json::from_str::<AckData>(raw.get()).ok());
+            Ok(data.map_or(Request::Notice, |data| Request::Had(data.seq)))
+        }
+        "error" => Ok(Request::Notice),
+        "registration" => Ok(Request::Registration { id, wish: Box::new(decode_wish(fields.data)?) }),
         "send" => {
             let expected = "the id of this session, a string";
             if uuid("client_id", fields.client_id, ErrorCode::ECid, expected)? != client {
@@ -154,6 +195,31 @@ fn decode_fields(id: Uuid, fields: &Frame<'_>, client: Uuid, max_text_bytes: usi
         }
         _ => Err((ErrorCode::EKind, format!("the field \"kind\" must be {kinds}"))),
     }
+}
+
+fn decode_wish(data: Option<&RawValue>) -> Result<Wish, Flaw> {
+    let Some(raw) = data else { return Ok(Wish::default()) };
+    if !raw.get().starts_with('{') {
+        return Err(wrong("data", data, ErrorCode::EInval, "null or an object in a \"registration\""));
+    }
+    let fields: RegistrationData<'_> =
+        serde_json::from_str(raw.get()).map_err(|error| (ErrorCode::EInval, unreadable("field \"data\"", &error).1))?;
+    let resume = match fields.resume {
+        None => None,
+        Some(_) => Some(string("resume", fields.resume, ErrorCode::EInval, "a token from a \"connection\", a string")?),
+    };
+    let resumable = value("resumable", fields.resumable, "a boolean")?.unwrap_or(false) || resume.is_some();
+    let seq = value("seq", fields.seq, "a number that \"receive\" carried, or 0")?.unwrap_or(0);
+    Ok(Wish { resumable, resume, seq })
+}
+
+fn value<T: serde::de::DeserializeOwned>(
+    name: &str,
+    raw: Option<&RawValue>,
+    expected: &str,
+) -> Result<Option<T>, Flaw> {
+    raw.map(|json| serde_json::from_str(json.get()).map_err(|_| wrong(name, raw, ErrorCode::EInval, expected)))
+        .transpose()
 }
 
 fn decode_send(id: Uuid, data: Option<&RawValue>, max_text_bytes: usize) -> Result<Request, Flaw> {
@@ -231,6 +297,8 @@ fn unpaired_surrogate(json: &str) -> Option<&str> {
 pub enum Reply<'a> {
     /// Who this session is.
     Connection,
+    /// The same for one that can be resumed.
+    Resumable(&'a Resumable),
     /// The `send` was handed over.
     Ack,
     /// Something was refused or failed.
@@ -246,7 +314,31 @@ pub enum Reply<'a> {
         sender: Uuid,
         /// What they sent.
         text: &'a str,
+        /// Its place in a session that can be resumed.
+        seq: Option<u64>,
     },
+}
+
+/// What a client is told of a session that can be resumed.
+#[derive(Debug, Serialize)]
+pub struct Resumable {
+    /// Nothing that was acknowledged to others since the client was here last is missing.
+    pub resumed: bool,
+    /// How it is resumed next time.
+    pub resume: Resume,
+}
+
+/// How a session is resumed.
+#[derive(Debug, Serialize)]
+pub struct Resume {
+    /// A secret: whoever has it is this client.
+    pub token: String,
+    /// How long the client may be without a socket and miss nothing, in milliseconds.
+    pub window_ms: u64,
+    /// How long the token is good, in milliseconds.
+    pub expires_ms: u64,
+    /// Whether another node has what this one has.
+    pub standby: bool,
 }
 
 #[derive(Serialize)]
@@ -260,19 +352,34 @@ struct OutFrame<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum OutData<'a> {
-    Connection { client_id: Uuid },
+    Connection {
+        client_id: Uuid,
+        #[serde(flatten)]
+        resumable: Option<&'a Resumable>,
+    },
     Null,
-    Error { code: ErrorCode, description: &'a str },
-    Receive { sender_id: Uuid, text: &'a str },
+    Error {
+        code: ErrorCode,
+        description: &'a str,
+    },
+    Receive {
+        sender_id: Uuid,
+        text: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<u64>,
+    },
 }
 
 /// Writes a text frame for the session `client`.
 pub fn encode(client: Uuid, id: Uuid, reply: &Reply<'_>) -> String {
     let (kind, data) = match *reply {
-        Reply::Connection => ("connection", OutData::Connection { client_id: client }),
+        Reply::Connection => ("connection", OutData::Connection { client_id: client, resumable: None }),
+        Reply::Resumable(resumable) => {
+            ("connection", OutData::Connection { client_id: client, resumable: Some(resumable) })
+        }
         Reply::Ack => ("ack", OutData::Null),
         Reply::Error { code, description } => ("error", OutData::Error { code, description }),
-        Reply::Receive { sender, text } => ("receive", OutData::Receive { sender_id: sender, text }),
+        Reply::Receive { sender, text, seq } => ("receive", OutData::Receive { sender_id: sender, text, seq }),
     };
     // Strings and UUIDs alone: there is nothing in it that could fail to be written.
     serde_json::to_string(&OutFrame { client_id: client, id, kind, data }).unwrap_or_default()
@@ -307,7 +414,7 @@ mod tests {
         golden(Reply::Ack, "null", "ack");
         let error = Reply::Error { code: ErrorCode::ENotConn, description: "nobody" };
         golden(error, r#"{"code":"ENOTCONN","description":"nobody"}"#, "error");
-        let receive = Reply::Receive { sender: ID, text: "a\"<b>\u{1F600}" };
+        let receive = Reply::Receive { sender: ID, text: "a\"<b>\u{1F600}", seq: None };
         golden(
             receive,
             "{\"sender_id\":\"8a15b000-02d7-4823-8336-0cd0b0b13ae9\",\"text\":\"a\\\"<b>\u{1F600}\"}",
@@ -323,7 +430,11 @@ mod tests {
         assert_eq!(decode(&send(&client, &data), CLIENT, 8), Ok(expected));
         for client_id in ["", r#""client_id":null,"#, r#""client_id":"anything","#, r#""client_id":7,"#] {
             let frame = format!(r#" {{{client_id}"id":"{ID}","kind":"registration","data":null}}"#);
-            assert_eq!(decode(&frame, CLIENT, 8), Ok(Request::Registration { id: ID }), "{frame}");
+            assert_eq!(
+                decode(&frame, CLIENT, 8),
+                Ok(Request::Registration { id: ID, wish: Box::default() }),
+                "{frame}"
+            );
             for kind in ["ack", "error"] {
                 let frame = format!(r#"{{{client_id}"id":"{ID}","kind":"{kind}","data":[{{}}]}}"#);
                 assert_eq!(decode(&frame, CLIENT, 8), Ok(Request::Notice), "{frame}");
@@ -353,6 +464,46 @@ mod tests {
         assert!(rejection.description.contains('8'), "the limit is named");
     }
 
+    #[test]
+    fn what_a_registration_asks_for() {
+        let wish =
+            |data: &str| match decode(&format!(r#"{{"id":"{ID}","kind":"registration","data":{data}}}"#), CLIENT, 8) {
+                Ok(Request::Registration { wish, .. }) => Ok(*wish),
+                Ok(other) => panic!("{other:?}"),
+                Err(rejection) => Err(rejection.code),
+            };
+        assert_eq!(wish("{}"), Ok(Wish::default()));
+        assert_eq!(wish(r#"{"resumable":true,"more":[]}"#), Ok(Wish { resumable: true, ..Wish::default() }));
+        let resumed = Wish { resumable: true, resume: Some("abc".to_owned()), seq: 7 };
+        assert_eq!(wish(r#"{"resume":"abc","seq":7}"#), Ok(resumed), "a token implies that it is resumable");
+        assert_eq!(wish(r#"{"resume":null,"resumable":null,"seq":null}"#), Ok(Wish::default()));
+        for data in ["[]", "7", r#"{"resumable":1}"#, r#"{"resume":1}"#, r#"{"resume":"a","seq":-1}"#, r#"{"seq":"1"}"#]
+        {
+            assert_eq!(wish(data), Err(ErrorCode::EInval), "{data}");
+        }
+    }
+
+    #[test]
+    fn an_ack_may_say_up_to_where() {
+        let ack = |data: &str| decode(&format!(r#"{{"id":"{ID}","kind":"ack","data":{data}}}"#), CLIENT, 8);
+        assert_eq!(ack(r#"{"seq":7,"more":1}"#), Ok(Request::Had(7)));
+        for data in ["null", "[]", "[7]", "{}", r#"{"seq":-1}"#, r#"{"seq":"7"}"#, "7"] {
+            assert_eq!(ack(data), Ok(Request::Notice), "{data}");
+        }
+    }
+
+    #[test]
+    fn a_session_that_can_be_resumed_is_told_how() {
+        let resume = Resume { token: "t".to_owned(), window_ms: 1, expires_ms: 2, standby: false };
+        let frame = encode(CLIENT, ID, &Reply::Resumable(&Resumable { resumed: true, resume }));
+        let data = format!(
+            r#""data":{{"client_id":"{CLIENT}","resumed":true,"resume":{{"token":"t","window_ms":1,"expires_ms":2,"standby":false}}}}"#
+        );
+        assert!(frame.contains(&data), "{frame}");
+        let frame = encode(CLIENT, ID, &Reply::Receive { sender: ID, text: "x", seq: Some(3) });
+        assert!(frame.contains(r#""text":"x","seq":3"#), "{frame}");
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_the_codec_panic(frame in any::<String>()) {
@@ -366,14 +517,14 @@ mod tests {
             data in "[\\[{\"a-z:,0-9}\\]\\\\u]{0,40}",
         ) {
             let frame = format!(r#"{{"client_id":{client},"id":"{ID}","kind":"{kind}","data":{data}}}"#);
-            if let Ok(Request::Send { id, .. } | Request::Registration { id }) = decode(&frame, CLIENT, 8) {
+            if let Ok(Request::Send { id, .. } | Request::Registration { id, .. }) = decode(&frame, CLIENT, 8) {
                 prop_assert_eq!(id, ID);
             }
         }
 
         #[test]
         fn every_text_survives_both_ways(text in any::<String>()) {
-            let frame = encode(CLIENT, ID, &Reply::Receive { sender: ID, text: &text });
+            let frame = encode(CLIENT, ID, &Reply::Receive { sender: ID, text: &text, seq: None });
             let value: serde_json::Value = serde_json::from_str(&frame).unwrap();
             prop_assert_eq!(value["data"]["text"].as_str(), Some(text.as_str()));
             let data = serde_json::json!({ "receiver_id": ID, "text": text });

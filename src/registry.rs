@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use crate::outbox::{CloseOrder, Delivery, Outbox};
-use crate::transport::envelope::{Place, Tag};
+use crate::transport::envelope::{Number, Place, Tag};
 use crate::transport::inbox::{Arrival, Due};
-use crate::transport::peers::Peers;
 
 const SHARDS: usize = 64;
 
@@ -44,6 +44,27 @@ impl Registry {
         Registration { registry: self.clone(), outbox }
     }
 
+    /// Makes the outbox of a session that can be resumed reachable until it is [removed](Self::remove). One that was
+    /// there before has to yield: its client has begun anew.
+    pub fn keep(&self, outbox: Arc<Outbox>) {
+        let before = self.shard(outbox.client()).clients.insert(outbox.client(), outbox);
+        if let Some(before) = before {
+            before.close(CloseOrder::Moved);
+        }
+    }
+
+    /// The same, over again: exactly this one is not reachable any more.
+    pub fn remove(&self, outbox: &Arc<Outbox>) {
+        let client = outbox.client();
+        let mut shard = self.shard(client);
+        if shard.clients.get(&client).is_some_and(|held| Arc::ptr_eq(held, outbox)) {
+            shard.clients.remove(&client);
+        }
+        if shard.clients.len() * 4 < shard.clients.capacity() {
+            shard.clients.shrink_to_fit();
+        }
+    }
+
     /// Has the session of `receiver` decide about a message (see [`Inbox`](crate::transport::inbox::Inbox)); `None`
     /// when there is no such session here. `make` is called only for a message that is kept, so that a copy costs
     /// neither parsing nor memory.
@@ -60,10 +81,10 @@ impl Registry {
         outbox.arrive(tag, sender, place, make, due)
     }
 
-    /// Has every session forget the lanes of which nothing is wanted any more.
-    pub fn prune(&self, peers: &Peers) {
+    /// Has every session forget the lanes of which nothing is wanted any more, and what came longer ago than `window`.
+    pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) {
         for outbox in self.outboxes() {
-            outbox.prune(|tag| peers.floor(tag));
+            outbox.prune(now, window, &floor);
         }
     }
 
@@ -95,6 +116,11 @@ impl Registry {
         self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).clients.len()).sum()
     }
 
+    /// Whether nobody has a connection here.
+    pub fn is_idle(&self) -> bool {
+        self.outboxes().iter().all(|outbox| outbox.detached_since().is_some())
+    }
+
     /// Whether nobody is.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -117,14 +143,7 @@ pub struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let client = self.outbox.client();
-        let mut shard = self.registry.shard(client);
-        if shard.clients.get(&client).is_some_and(|held| Arc::ptr_eq(held, &self.outbox)) {
-            shard.clients.remove(&client);
-        }
-        if shard.clients.len() * 4 < shard.clients.capacity() {
-            shard.clients.shrink_to_fit();
-        }
+        self.registry.remove(&self.outbox);
     }
 }
 

@@ -34,6 +34,7 @@ use crate::registry::Registry;
 use crate::repeats::Repeats;
 use crate::session::Context;
 use crate::tasks::{TaskEnded, Tasks};
+use crate::windows::Windows;
 
 /// Connections beyond the sessions: health checks, metrics, handshakes, the web client.
 const OTHER_SOCKETS: usize = 128;
@@ -120,7 +121,23 @@ pub async fn run(
 
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     tasks.spawn_lasting("budget", budget.clone().run(registry.clone()));
-    let context = Arc::new(Context { registry: registry.clone(), broker: broker.clone(), metrics, limits, budget });
+    let windows = Arc::new(Windows::new(
+        limits.resume_window,
+        limits.max_connections,
+        registry.clone(),
+        broker.clone(),
+        metrics.sessions_detached.clone(),
+    ));
+    tasks.spawn_lasting("windows", windows.clone().run());
+    let context = Arc::new(Context {
+        registry: registry.clone(),
+        broker: broker.clone(),
+        metrics,
+        limits,
+        budget,
+        keys: config.session_keys.clone(),
+        windows,
+    });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
     let app = App {
@@ -182,7 +199,10 @@ fn start_broker(config: &Config, registry: &Arc<Registry>, metrics: &Arc<Metrics
     let (registry, metrics) = (registry.clone(), metrics.clone());
     match &config.broker {
         BrokerConfig::Embedded => Arc::new(Embedded::new(registry, metrics)),
-        BrokerConfig::Redis(redis) => Arc::new(RedisBroker::start(redis, &config.node_id, registry, metrics, tasks)),
+        BrokerConfig::Redis(redis) => {
+            let window = config.limits.resume_window;
+            Arc::new(RedisBroker::start(redis, &config.node_id, window, registry, metrics, tasks))
+        }
     }
 }
 

@@ -1,4 +1,9 @@
-//! Owns one client's session: one task, both directions, everything bounded.
+//! Owns one client's connection: one task, both directions, everything bounded.
+//!
+//! A session ends with its connection, unless it can be resumed: then its outbox waits for the next one.
+
+mod place;
+mod registration;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,14 +11,17 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
 use uuid::Uuid;
 
+use self::registration::{Begun, Ticket};
 use crate::broker::{Broker, Message};
 use crate::budget::Budget;
 use crate::config::Limits;
 use crate::metrics::{Held, Metrics};
-use crate::outbox::{Answer, Batch, CloseOrder, Delivery, Outbox, Outcome, ReplyTo};
+use crate::outbox::{self, Answer, Attachment, Batch, CloseOrder, Delivery, Outbox, Outcome, ReplyTo};
 use crate::protocol::{self, ErrorCode, Reply, Request};
-use crate::registry::{Registration, Registry};
+use crate::registry::Registry;
+use crate::session_keys::Keys;
 use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
+use crate::windows::Windows;
 
 /// How long the greeting waits for the subscription: whoever gets to know the id can use it at once.
 const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
@@ -21,8 +29,14 @@ const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// Answers that are due for longer than this won't come in a moment: requests are read again, and refused at once.
 const REFUSE_AFTER: Duration = Duration::from_millis(250);
-/// The gateway's own close code for a client that does not answer pings.
+/// The gateway's own close codes: no answer to a ping; the session goes on elsewhere; no registration.
 const SILENT: u16 = 4000;
+const TAKEN_OVER: u16 = 4001;
+const UNREGISTERED: u16 = 4002;
+/// What a binary frame is told.
+const BINARY: &str = "a frame must be text: binary ones are not part of this protocol";
+/// What is written to a client that can resume has to be acknowledged within this.
+const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes a second at which a message that is not complete yet is a sign of life. A message has a limit, so a client can't
 /// live on one for longer than that takes: 8.5 minutes by default.
 const UPLOAD_FLOOR: f64 = 256.0;
@@ -46,13 +60,28 @@ pub struct Context {
     pub limits: Limits,
     /// What all outboxes may hold.
     pub budget: Arc<Budget>,
+    /// The keys of the tokens by which sessions are resumed.
+    pub keys: Keys,
+    /// The sessions without a connection.
+    pub windows: Arc<Windows>,
+}
+
+/// How a connection begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A new session, and its client is told so.
+    Greeted,
+    /// A new session, and its client is told nothing.
+    Silent,
+    /// The client says first what it wants.
+    Registered,
 }
 
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The client closed.
-    Closed,
+    /// The client closed, with this code if it gave one.
+    Closed(Option<u16>),
     /// The connection broke.
     Broken,
     /// The client broke RFC 6455 or the frame limit: the close code, and the reason.
@@ -65,34 +94,92 @@ pub enum End {
     Drained,
     /// The node stops.
     Stopped,
+    /// The session goes on over a newer connection.
+    TakenOver,
+    /// The session goes on at another node.
+    Moved,
+    /// The client did not say what it wants.
+    Unregistered,
 }
 
 impl End {
     fn label(self) -> &'static str {
         match self {
-            Self::Closed => "closed",
+            Self::Closed(_) => "closed",
             Self::Broken => "broken",
             Self::Violation(..) => "violation",
             Self::Silent => "silent",
             Self::SlowReader => "slow_reader",
             Self::Drained => "drained",
             Self::Stopped => "stopped",
+            Self::TakenOver => "taken_over",
+            Self::Moved => "moved",
+            Self::Unregistered => "unregistered",
+        }
+    }
+
+    /// What the client is told, as a close code and a reason.
+    fn farewell(self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Closed(_) | Self::Broken => None,
+            Self::Violation(code, reason) => Some((code, reason)),
+            Self::Silent => Some((SILENT, "no answer to a ping")),
+            Self::SlowReader => Some((1013, "messages were not read fast enough")),
+            Self::Drained => Some((1012, "this node is draining: connect again")),
+            Self::Stopped => Some((1001, "this node stops")),
+            Self::TakenOver => Some((TAKEN_OVER, "this session goes on over a newer connection: do not reconnect")),
+            Self::Moved => Some((1012, "this session has moved: connect again")),
+            Self::Unregistered => Some((UNREGISTERED, "no registration in time")),
+        }
+    }
+
+    /// What an order to close means.
+    fn ordered(order: CloseOrder) -> Self {
+        match order {
+            CloseOrder::Drain => Self::Drained,
+            CloseOrder::Stop => Self::Stopped,
+            CloseOrder::SlowReader => Self::SlowReader,
+            CloseOrder::TakenOver => Self::TakenOver,
+            CloseOrder::Moved => Self::Moved,
         }
     }
 }
 
-/// Serves a client until it or the node ends the session.
+/// Serves a client until it or the node ends the connection.
 ///
 /// Steps that are rare are boxed: what they need is not kept for the whole session.
-pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
-    let client = Uuid::new_v4();
-    let outbox = Arc::new(Outbox::new(client, &context.limits, &context.budget));
+pub async fn run(mut socket: Socket, context: Arc<Context>, opening: Opening) -> End {
     let held = Held::new(&context.metrics.connections);
     let mut closed = Closed { label: "panicked", metrics: context.metrics.clone() };
-    let entry = Entry::new(&context, outbox.clone());
+    let begun = match opening {
+        Opening::Greeted => Ok(Begun::new(&context, Some(Uuid::new_v4()))),
+        Opening::Silent => Ok(Begun::new(&context, None)),
+        Opening::Registered => Box::pin(registration::begin(&mut socket, &context)).await,
+    };
+    let (end, socket) = match begun {
+        Ok(begun) => serve(begun, socket, context).await,
+        Err(end) => (end, Some(socket)),
+    };
+    // Nobody reaches the client from here on, and it counts as gone, while it reads the close frame.
+    drop(held);
+    closed.label = end.label();
+    drop(closed);
+    match (socket, end.farewell()) {
+        (Some(socket), Some((code, reason))) => Box::pin(socket.close(code, reason)).await,
+        (Some(socket), None) if matches!(end, End::Closed(_)) => Box::pin(socket.answer_close()).await,
+        _ => {}
+    }
+    end
+}
+
+/// Serves a session that has begun. Returns its socket as well, if that is left.
+async fn serve(begun: Begun, socket: Socket, context: Arc<Context>) -> (End, Option<Socket>) {
+    let Begun { outbox, attachment, place, ticket, answer } = begun;
     let mut session = Session {
-        client,
+        client: outbox.client(),
         outbox,
+        attachment,
+        ticket,
         context,
         socket: Some(socket),
         unanswered: 0,
@@ -101,34 +188,14 @@ pub async fn run(socket: Socket, context: Arc<Context>, greet: bool) -> End {
         arrived: 0,
         draining: None,
     };
-    let end = session.run_inner(greet).await;
-    // Whatever comes now is not taken, and its sender is told so. What was taken and can't be written any more is lost
-    // with the connection; an orderly end has written it.
-    let unwritten = session.outbox.discard();
-    // Nobody reaches the client from here on, and it counts as gone, while it reads the close frame.
-    drop(entry);
-    drop(held);
-    closed.label = end.label();
-    drop(closed);
+    let end = session.run_inner(answer).await;
+    let unwritten = place.leave(end);
     let metrics = &session.context.metrics;
     if end == End::SlowReader {
         metrics.slow_readers.inc();
         metrics.outbox_dropped.inc_by(unwritten as u64);
     }
-    let farewell = match end {
-        End::Closed | End::Broken => None,
-        End::Violation(code, reason) => Some((code, reason)),
-        End::Silent => Some((SILENT, "no answer to a ping")),
-        End::SlowReader => Some((1013, "messages were not read fast enough")),
-        End::Drained => Some((1012, "this node is draining: connect again")),
-        End::Stopped => Some((1001, "this node stops")),
-    };
-    match (session.socket.take(), farewell) {
-        (Some(socket), Some((code, reason))) => Box::pin(socket.close(code, reason)).await,
-        (Some(socket), None) if end == End::Closed => Box::pin(socket.answer_close()).await,
-        _ => {}
-    }
-    end
+    (end, session.socket.take())
 }
 
 /// Counts a session that ended, also when that was a panic.
@@ -143,32 +210,12 @@ impl Drop for Closed {
     }
 }
 
-/// The session's place in registry and broker; dropping it gives both up.
-struct Entry {
-    registration: Option<Registration>,
-    client: Uuid,
-    broker: Arc<dyn Broker>,
-}
-
-impl Entry {
-    fn new(context: &Context, outbox: Arc<Outbox>) -> Self {
-        let client = outbox.client();
-        let registration = Some(context.registry.register(outbox));
-        context.broker.joined(client);
-        Self { registration, client, broker: context.broker.clone() }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        drop(self.registration.take());
-        self.broker.left(self.client);
-    }
-}
-
 struct Session {
     client: Uuid,
     outbox: Arc<Outbox>,
+    attachment: Attachment,
+    /// How the client resumes it, if it can.
+    ticket: Option<Box<Ticket>>,
     context: Arc<Context>,
     socket: Option<Socket>,
     unanswered: usize,
@@ -186,16 +233,20 @@ enum Event {
 }
 
 impl Session {
-    async fn run_inner(&mut self, greet: bool) -> End {
+    /// `answer` is the request that the greeting answers, if there is to be one.
+    async fn run_inner(&mut self, answer: Option<Uuid>) -> End {
         let subscribed = async {
-            while !self.outbox.take(0).subscribed {
+            while !self.outbox.is_ready() {
                 self.outbox.changed().await;
             }
         };
         // Without Redis there is no subscription: the client is greeted all the same, and told by errors.
         let _ = timeout(SUBSCRIPTION_PATIENCE, subscribed).await;
-        if greet && self.write_reply(Uuid::new_v4(), &Reply::Connection).await.is_err() {
-            return End::Broken;
+        self.outbox.nudge(); // What woke it may be about more than that.
+        if let Some(request) = answer
+            && self.introduce(request).await.is_err()
+        {
+            return self.write_failed();
         }
         loop {
             if let Some(end) = self.write_outbox().await {
@@ -229,7 +280,9 @@ impl Session {
             let refuse = since + REFUSE_AFTER;
             if refuse > Instant::now() { refuse } else { since + ANSWER_PATIENCE }
         });
-        [Some(ping), compact, drain].into_iter().flatten().min().unwrap_or(ping)
+        let acknowledge = self.ticket.as_ref().and_then(|_| self.outbox.unacknowledged_since());
+        let acknowledge = acknowledge.map(|since| since + ACKNOWLEDGE_WITHIN);
+        [Some(ping), compact, drain, acknowledge].into_iter().flatten().min().unwrap_or(ping)
     }
 
     /// Handles a frame, and those that are already there behind it, up to a bound.
@@ -247,13 +300,12 @@ impl Session {
                     }
                 }
                 Incoming::Binary(_) => {
-                    let reason = "a frame must be text: binary ones are not part of this protocol";
-                    if self.refuse(None, ErrorCode::ESyntax, reason).await.is_err() {
+                    if self.refuse(None, ErrorCode::ESyntax, BINARY).await.is_err() {
                         return Some(self.write_failed());
                     }
                 }
                 Incoming::Alive => {}
-                Incoming::Closed => return Some(End::Closed),
+                Incoming::Closed(code) => return Some(End::Closed(code)),
                 Incoming::Broken => return Some(End::Broken),
                 Incoming::Violation(code, reason) => return Some(End::Violation(code, reason)),
             }
@@ -270,9 +322,16 @@ impl Session {
     }
 
     async fn serve(&mut self, text: &str) -> Result<(), WriteError> {
+        if self.ticket.is_some() {
+            self.outbox.prove(self.attachment);
+        }
         match protocol::decode(text, self.client, self.context.limits.max_text_bytes) {
             Ok(Request::Notice) => Ok(()),
-            Ok(Request::Registration { id }) => self.write_reply(id, &Reply::Connection).await,
+            Ok(Request::Had(seq)) => {
+                self.outbox.had(Instant::now(), self.attachment, seq);
+                Ok(())
+            }
+            Ok(Request::Registration { id, .. }) => self.introduce(id).await,
             Ok(Request::Send { id, .. }) if self.draining.is_some() => {
                 let reason = "this node is about to close this connection: send it again by another";
                 self.refuse(Some(id), ErrorCode::EBroker, reason).await
@@ -282,19 +341,44 @@ impl Session {
                 let reason = format!("{most} sends wait for their answer, which is the limit: wait for some");
                 self.refuse(Some(id), ErrorCode::EAgain, &reason).await
             }
-            Ok(Request::Send { id, receiver, text }) => {
-                self.unanswered += 1;
-                let reply = ReplyTo::new(self.outbox.clone(), id);
-                let message = Message { id: Uuid::new_v4(), sender: self.client, receiver, text };
-                self.context.broker.publish(message, reply);
-                Ok(())
-            }
+            Ok(Request::Send { id, receiver, text }) => match self.outbox.begin(id) {
+                outbox::Begun::Acknowledged => self.write_reply(id, &Reply::Ack).await,
+                outbox::Begun::UnderWay => {
+                    self.unanswered += 1;
+                    Ok(())
+                }
+                outbox::Begun::New => {
+                    self.unanswered += 1;
+                    let reply = ReplyTo::new(self.outbox.clone(), id);
+                    let sender = self.client;
+                    let message_id =
+                        if self.ticket.is_some() { Message::repeatable_id(sender, id) } else { Uuid::new_v4() };
+                    self.context.broker.publish(Message { id: message_id, sender, receiver, text }, reply);
+                    Ok(())
+                }
+            },
             Err(rejection) => self.refuse(rejection.id, rejection.code, &rejection.description).await,
+        }
+    }
+
+    /// Says who this session is.
+    async fn introduce(&mut self, request: Uuid) -> Result<(), WriteError> {
+        match &mut self.ticket {
+            None => self.write_reply(request, &Reply::Connection).await,
+            Some(ticket) => {
+                let introduction = ticket.introduce(&self.context, &self.outbox);
+                self.write_reply(request, &Reply::Resumable(&introduction)).await
+            }
         }
     }
 
     async fn on_timer(&mut self) -> Option<End> {
         let now = Instant::now();
+        if self.ticket.is_some()
+            && self.outbox.unacknowledged_since().is_some_and(|since| now >= since + ACKNOWLEDGE_WITHIN)
+        {
+            return Some(End::SlowReader);
+        }
         if self.draining.is_some_and(|since| now >= since + ANSWER_PATIENCE) {
             while !self.outbox.seal() {
                 if let Some(end) = self.write_outbox().await {
@@ -339,14 +423,13 @@ impl Session {
 
     /// Writes what waits, until nothing does or the session is ordered to end.
     async fn write_outbox(&mut self) -> Option<End> {
-        let Batch { answers, deliveries, close, .. } = self.outbox.take(WRITES_A_WAKE);
+        let Batch { answers, deliveries, first, close, .. } = self.outbox.take(self.attachment, WRITES_A_WAKE);
         self.unanswered = self.unanswered.saturating_sub(answers.len());
         match close {
-            Some(CloseOrder::SlowReader) => return Some(End::SlowReader),
-            Some(CloseOrder::Stop) => return Some(End::Stopped),
             Some(CloseOrder::Drain) => {
                 self.draining.get_or_insert_with(Instant::now);
             }
+            Some(order) => return Some(End::ordered(order)),
             None => {}
         }
         let wrote = !answers.is_empty() || !deliveries.is_empty();
@@ -354,7 +437,10 @@ impl Session {
             let client = self.client;
             let context = self.context.clone();
             let answers = answers.iter().map(|answer| encode_answer(&context, client, answer));
-            let deliveries = deliveries.iter().map(|delivery| encode_delivery(client, delivery));
+            let deliveries = deliveries
+                .iter()
+                .zip(0..)
+                .map(|(delivery, at)| encode_delivery(client, delivery, first.map(|first| first + at)));
             if self.write(answers.chain(deliveries)).await.is_err() {
                 return Some(self.write_failed());
             }
@@ -384,7 +470,7 @@ impl Session {
     /// Writes frames within the write deadline, and gives up at once when the session must end.
     async fn write(&mut self, frames: impl Iterator<Item = Frame>) -> Result<(), WriteError> {
         let socket = self.socket.as_mut().ok_or(WriteError)?;
-        let outbox = &self.outbox;
+        let (outbox, attachment) = (&self.outbox, self.attachment);
         let write = async {
             for frame in frames {
                 socket.feed(frame).await?;
@@ -393,7 +479,7 @@ impl Session {
         };
         let mut woken = false;
         let must_end = async {
-            while !outbox.must_end() {
+            while !outbox.must_end(attachment) {
                 outbox.changed().await;
                 woken = true;
             }
@@ -417,10 +503,9 @@ impl Session {
 
     /// What a failed write means: an order to end, or a broken connection.
     fn write_failed(&self) -> End {
-        match self.outbox.take(0).close {
-            Some(CloseOrder::SlowReader) => End::SlowReader,
-            Some(CloseOrder::Stop) => End::Stopped,
+        match self.outbox.take(self.attachment, 0).close {
             Some(CloseOrder::Drain) | None => End::Broken,
+            Some(order) => End::ordered(order),
         }
     }
 }
@@ -452,7 +537,7 @@ fn encode_answer(context: &Context, client: Uuid, answer: &Answer) -> Frame {
     Frame::text(protocol::encode(client, answer.request, &reply))
 }
 
-fn encode_delivery(client: Uuid, delivery: &Delivery) -> Frame {
-    let reply = Reply::Receive { sender: delivery.sender, text: &delivery.text };
+fn encode_delivery(client: Uuid, delivery: &Delivery, seq: Option<u64>) -> Frame {
+    let reply = Reply::Receive { sender: delivery.sender, text: &delivery.text, seq };
     Frame::text(protocol::encode(client, delivery.id, &reply))
 }

@@ -90,6 +90,21 @@ pub enum TokenFlaw {
     Expired,
 }
 
+impl TokenFlaw {
+    /// Every flaw, for metrics.
+    pub const ALL: [Self; 4] = [Self::Malformed, Self::UnknownKey, Self::Forged, Self::Expired];
+
+    /// The flaw as metrics name it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::UnknownKey => "unknown_key",
+            Self::Forged => "forged",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 /// A key by its name: what nodes tell one another, and the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(pub [u8; 4]);

@@ -18,7 +18,7 @@ mod simulation;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -36,6 +36,8 @@ pub struct Transport<R> {
     peers: Arc<Peers>,
     registry: Arc<Registry>,
     sender: Mutex<Sender<R>>,
+    /// How long a client may be away, and ask again for what it asked for before.
+    window: Duration,
 }
 
 /// Receipts that are due, gathered by the node that wants them.
@@ -72,12 +74,13 @@ impl<R> Transport<R> {
         tag: Tag,
         name: &str,
         times: Times,
+        window: Duration,
         registry: Arc<Registry>,
         random: fastrand::Rng,
     ) -> Self {
         let peers = Arc::new(Peers::new(now, tag));
         let sender = Mutex::new(Sender::new(now, times, peers.clone(), random));
-        Self { name: name.to_owned(), peers, registry, sender }
+        Self { name: name.to_owned(), peers, registry, sender, window }
     }
 
     /// This run of this node.
@@ -111,7 +114,7 @@ impl<R> Transport<R> {
         sender.control(Channel::Nodes, &envelope::hello(self.peers.me(), floor, &self.name), true, actions);
         drop(sender);
         self.peers.tick(now, floor);
-        self.registry.prune(&self.peers);
+        self.registry.prune(now, self.window, |tag| self.peers.floor(tag));
     }
 
     /// The last word: this node has no sessions any more.

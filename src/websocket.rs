@@ -173,8 +173,8 @@ pub enum Incoming {
     Binary(bytes::Bytes),
     /// A ping (answered already) or a pong: the peer lives.
     Alive,
-    /// The peer closed, properly; [`Socket::answer_close`] is due.
-    Closed,
+    /// The peer closed, properly, with this code if it gave one; [`Socket::answer_close`] is due.
+    Closed(Option<u16>),
     /// The connection broke.
     Broken,
     /// The peer broke RFC 6455 or a bound; the code is what it has to be told.
@@ -227,7 +227,7 @@ impl Socket {
     /// Waits for a message. Cancel safe.
     pub async fn next(&mut self) -> Incoming {
         match self.stream.next().await {
-            None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed)) => Incoming::Closed,
+            None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed)) => Incoming::Closed(None),
             Some(Ok(Message::Text(text))) => {
                 self.grown |= text.len() > READ_BUFFER;
                 Incoming::Text(text)
@@ -236,7 +236,7 @@ impl Socket {
                 self.grown |= bytes.len() > READ_BUFFER;
                 Incoming::Binary(bytes)
             }
-            Some(Ok(Message::Close(_))) => Incoming::Closed,
+            Some(Ok(Message::Close(frame))) => Incoming::Closed(frame.map(|frame| frame.code.into())),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Incoming::Alive,
             Some(Err(error)) => violation(&error),
         }

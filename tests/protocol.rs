@@ -154,7 +154,7 @@ async fn each_flaw_of_a_frame_has_a_sentence_of_its_own() {
         (format!(r#"{{"id":"{id}","id":"{id}","kind":"send"}}"#), "ESYNTAX", "duplicate field `id`"),
         (format!(r#"{{"id":"{id}"}}"#), "ESYNTAX", r#""kind" is missing"#),
         (format!(r#"{{"id":"{id}","kind":["send"]}}"#), "ESYNTAX", r#""kind" is an array: it must be a string"#),
-        (format!(r#"{{"id":"{id}","kind":"registration","data":{{}}}}"#), "EINVAL", r#""data" is an object"#),
+        (format!(r#"{{"id":"{id}","kind":"registration","data":[]}}"#), "EINVAL", r#""data" is an array"#),
         (format!(r#"{{"client_id":7,"id":"{id}","kind":"send"}}"#), "ECID", r#""client_id" is a number"#),
         (format!(r#"{{"id":"{id}","kind":"send"}}"#), "ECID", r#""client_id" is missing"#),
         (format!(r#"{{"client_id":"{id}","id":"{id}","kind":"send"}}"#), "ECID", "is not this session's"),

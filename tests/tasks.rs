@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use texto::broker::embedded::Embedded;
-use texto::broker::{Broker, BrokerStatus, Message};
+use texto::broker::{Broker, BrokerStatus, Message, Resumption};
 use texto::budget::Budget;
 use texto::cli::Cli;
 use texto::client_address::TrustedProxies;
@@ -25,8 +26,10 @@ use texto::outbox::ReplyTo;
 use texto::registry::Registry;
 use texto::server::{self, ServerError};
 use texto::session::Context;
+use texto::session_keys::Keys;
 use texto::tasks::{TaskEnded, Tasks};
 use texto::variables::Variables;
+use texto::windows::Windows;
 use texto_lab::client::{Answer, Client};
 use texto_lab::cluster::{Cluster, ClusterOptions};
 use texto_lab::http;
@@ -136,6 +139,10 @@ async fn a_task_that_ends_by_itself_ends_the_gateway_or_is_started_again() {
 struct Fragile(Embedded);
 
 impl Broker for Fragile {
+    fn resume(&self, _client: Uuid, _generation: u64) -> BoxFuture<'_, Resumption> {
+        Box::pin(std::future::ready(Resumption::Lost))
+    }
+
     fn publish(&self, message: Message, reply: ReplyTo) {
         assert!(message.text != "panic", "on purpose");
         self.0.publish(message, reply);
@@ -163,7 +170,18 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let seats = Arc::new(tokio::sync::Semaphore::new(10));
     let health = Arc::new(Health::new("test", LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
-    let context = Arc::new(Context { registry: registry.clone(), broker, metrics: metrics.clone(), limits, budget });
+    let keys = Keys::own().unwrap();
+    let gauge = metrics.sessions_detached.clone();
+    let windows = Arc::new(Windows::new(limits.resume_window, 1, registry.clone(), broker.clone(), gauge));
+    let context = Arc::new(Context {
+        registry: registry.clone(),
+        broker,
+        metrics: metrics.clone(),
+        limits,
+        budget,
+        keys,
+        windows,
+    });
     let trusted_proxies = Arc::new(TrustedProxies::default());
     let slow_readers = Arc::default();
     let app =

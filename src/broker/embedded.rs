@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
-use super::{Broker, BrokerStatus, Message};
+use super::{Broker, BrokerStatus, Message, Resumption};
 use crate::metrics::Metrics;
 use crate::outbox::{Delivery, Outcome, ReplyTo};
 use crate::registry::Registry;
@@ -26,7 +27,7 @@ impl Embedded {
 impl Broker for Embedded {
     fn publish(&self, message: Message, reply: ReplyTo) {
         let Message { id, sender, receiver, text } = message;
-        let delivery = Delivery { id, sender, text: text.into_boxed_str() };
+        let delivery = Delivery { id, sender, text: text.into() };
         let deliveries = &self.metrics.deliveries;
         let admitted = self.registry.get(receiver).and_then(|outbox| outbox.admit(delivery));
         let (outcome, counter) = match admitted {
@@ -45,6 +46,15 @@ impl Broker for Embedded {
     }
 
     fn left(&self, _client: Uuid) {}
+
+    fn resume(&self, client: Uuid, generation: u64) -> BoxFuture<'_, Resumption> {
+        let resumption = match self.registry.get(client).filter(|outbox| outbox.is_resumable()) {
+            None => Resumption::Lost,
+            Some(outbox) if outbox.opens_to(generation) => Resumption::Here(outbox),
+            Some(_) => Resumption::Refused,
+        };
+        Box::pin(std::future::ready(resumption))
+    }
 
     fn status(&self) -> BrokerStatus {
         BrokerStatus { kind: "embedded", usable: true, ever_usable: true, ..BrokerStatus::default() }

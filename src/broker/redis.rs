@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use self::fleet::Fleet;
 use self::link::Link;
-use super::{Broker, BrokerStatus, LinkState, Message};
+use super::{Broker, BrokerStatus, LinkState, Message, Resumption};
 use crate::config::{Address, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
 use crate::outbox::ReplyTo;
@@ -104,6 +104,7 @@ impl RedisBroker {
     pub fn start(
         config: &RedisConfig,
         node_id: &str,
+        window: Duration,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
@@ -128,7 +129,7 @@ impl RedisBroker {
         let times = Times { send: config.send_timeout, hedge: HEDGE, settle: SETTLE, max_bytes: MAX_PENDING_BYTES };
         // New for each start, so that nobody takes what an earlier run of this node sent for this one's.
         let tag: Tag = fastrand::u64(1..);
-        let transport = Transport::new(now, tag, node_id, times, registry.clone(), fastrand::Rng::new());
+        let transport = Transport::new(now, tag, node_id, times, window, registry.clone(), fastrand::Rng::new());
         let shared = Arc::new(Shared {
             config: config.clone(),
             client_name: format!("texto:{node_id}"),
@@ -426,6 +427,19 @@ impl Broker for RedisBroker {
 
     fn left(&self, client: Uuid) {
         self.shared.changed(client);
+    }
+
+    fn resume(&self, client: Uuid, generation: u64) -> BoxFuture<'_, Resumption> {
+        let resumption = match self.shared.registry.get(client).filter(|outbox| outbox.is_resumable()) {
+            None => Resumption::Lost,
+            Some(outbox) if outbox.opens_to(generation) => Resumption::Here(outbox),
+            Some(_) => Resumption::Refused,
+        };
+        Box::pin(std::future::ready(resumption))
+    }
+
+    fn tag(&self) -> Tag {
+        self.shared.transport.tag()
     }
 
     fn goodbye(&self) -> BoxFuture<'_, ()> {

@@ -52,7 +52,7 @@ pub trait Room<T> {
     /// One that waited is taken out again.
     fn waits_no_more(&mut self, message: &T);
     /// Takes a message in for good, or gives back `false`: there is no room.
-    fn admit(&mut self, message: T) -> bool;
+    fn admit(&mut self, number: Number, message: T) -> bool;
 }
 
 /// A receipt that is due.
@@ -217,7 +217,7 @@ impl<T> Lane<T> {
                 self.full = Some((from, to.max(number)));
                 Decision::Full
             }
-            None if room.admit(message) => {
+            None if room.admit(number, message) => {
                 self.taken = number;
                 Decision::Taken
             }
@@ -261,7 +261,7 @@ mod tests {
         fn waits_no_more(&mut self, _: &Number) {
             self.waiting -= 1;
         }
-        fn admit(&mut self, message: Number) -> bool {
+        fn admit(&mut self, _number: Number, message: Number) -> bool {
             let fits = self.had.len() < self.room;
             if fits {
                 self.had.push(message);

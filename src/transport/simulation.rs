@@ -228,7 +228,8 @@ impl World {
 
     fn node(now: Instant, life: u64, tag: u64, random: &mut fastrand::Rng) -> Node {
         let registry = Arc::new(Registry::default());
-        let transport = Transport::new(now, tag, "node", TIMES, registry.clone(), random.fork());
+        let transport =
+            Transport::new(now, tag, "node", TIMES, Duration::from_secs(5), registry.clone(), random.fork());
         Node {
             life,
             alive: true,
@@ -321,7 +322,7 @@ impl World {
     }
 
     fn show(&mut self, client: usize, most: usize) {
-        let batch = self.clients[client].outbox.take(most);
+        let batch = self.clients[client].outbox.take(0, most);
         for delivery in batch.deliveries {
             let number = usize::try_from(delivery.id.as_u128()).unwrap();
             if self.clients[client].shown.contains(&number) {

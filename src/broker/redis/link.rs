@@ -278,8 +278,14 @@ mod tests {
         };
         let tasks = Tasks::default();
         tasks.end().cancel(); // The only link is the one made here.
-        let broker =
-            RedisBroker::start(&config, "test", Arc::default(), Arc::new(Metrics::new("test").unwrap()), &tasks);
+        let broker = RedisBroker::start(
+            &config,
+            "test",
+            Duration::ZERO,
+            Arc::default(),
+            Arc::new(Metrics::new("test").unwrap()),
+            &tasks,
+        );
         let mut made = None;
         let topology = Topology { master: Some(address), ..Topology::default() };
         Fleet::new(true, None).apply(

@@ -1,0 +1,189 @@
+//! Owns where the messages of a session that can be resumed stand. Pure.
+//!
+//! ```text
+//!             had              written           confirmed          last
+//!   forgotten ─┴─ at the client ─┴─ may be written ─┴─ not yet copied ─┤
+//!                 or on its way                        to the standby
+//! ```
+//! What the standby has not is not written, and not acknowledged to its sender either: if this node dies, nobody has
+//! seen what nobody has. Without a standby this node's word is enough.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::transport::envelope::{Number, Tag};
+
+/// A session's own numbers for its messages, from 1 on.
+pub type Position = u64;
+
+/// The message of a sending node that a decision is due for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The sending node.
+    pub tag: Tag,
+    /// The client it came from.
+    pub sender: Uuid,
+    /// Its number there.
+    pub number: Number,
+}
+
+/// Decided here, and not confirmed by the standby yet.
+#[derive(Clone, Copy, Debug)]
+struct Unconfirmed {
+    position: Position,
+    origin: Origin,
+    /// It stands for a message of its own; else it was asked for a second time.
+    is_first: bool,
+}
+
+/// Who else has the session's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standby {
+    /// The node.
+    pub tag: Tag,
+    /// Tells this standby from those before it.
+    pub term: u64,
+    /// It has everything up to here.
+    pub confirmed: Position,
+    /// It was given everything up to here.
+    pub recorded: Position,
+    /// It knows of the session.
+    pub opened: bool,
+}
+
+/// The state of a session that can be resumed, beside its messages.
+#[derive(Debug)]
+pub struct Log {
+    /// Grows whenever the session moves or gets a new socket.
+    pub generation: u64,
+    /// The client has everything up to here.
+    pub had: Position,
+    /// Written to the socket that there is now, up to here.
+    pub written: Position,
+    /// The highest that there is.
+    pub last: Position,
+    pub(super) standby: Option<Standby>,
+    unconfirmed: VecDeque<Unconfirmed>,
+    /// Since when something is written, and the client has not said that it has it.
+    pub unacknowledged_since: Option<Instant>,
+    /// Tells the session's connections apart.
+    pub attachment: u32,
+    /// Since when there is no socket.
+    pub detached_since: Option<Instant>,
+    /// The generation of the last connection over which the client has said something.
+    pub proven: u64,
+}
+
+impl Log {
+    pub(super) fn new(generation: u64) -> Self {
+        Self {
+            generation,
+            had: 0,
+            written: 0,
+            last: 0,
+            standby: None,
+            unconfirmed: VecDeque::new(),
+            unacknowledged_since: None,
+            attachment: 0,
+            detached_since: None,
+            proven: 0,
+        }
+    }
+
+    /// Up to where messages may be written.
+    pub(super) fn writable(&self) -> Position {
+        self.standby.map_or(self.last, |standby| standby.confirmed)
+    }
+
+    /// A message comes in behind `kept` others.
+    pub(super) fn admitted(&mut self, kept: usize, tag: Tag, sender: Uuid, number: Number) -> Position {
+        debug_assert_eq!(self.had + kept as u64, self.last);
+        self.last += 1;
+        if self.standby.is_some() {
+            let origin = Origin { tag, sender, number };
+            self.unconfirmed.push_back(Unconfirmed { position: self.last, origin, is_first: true });
+        }
+        self.last
+    }
+
+    /// The message at `position` comes once more, under another number.
+    pub(super) fn had_already(&mut self, position: Position, tag: Tag, sender: Uuid, number: Number) {
+        if position > self.writable() {
+            let origin = Origin { tag, sender, number };
+            self.unconfirmed.push_back(Unconfirmed { position, origin, is_first: false });
+        }
+    }
+
+    /// Whether the sender of this may not be told yet that it is taken.
+    pub(super) fn is_unconfirmed(&self, tag: Tag, sender: Uuid, number: Number) -> bool {
+        let origin = Origin { tag, sender, number };
+        self.unconfirmed.iter().any(|entry| entry.origin == origin)
+    }
+
+    /// The origin of the message at `position`, while the standby has not confirmed it.
+    pub(super) fn origin(&self, position: Position) -> Option<Origin> {
+        self.unconfirmed
+            .iter()
+            .rev()
+            .find(|entry| entry.position == position && entry.is_first)
+            .map(|entry| entry.origin)
+    }
+
+    /// The standby of `term` has everything up to `position`. Returns whom to tell, of those that it has not told itself.
+    pub(super) fn confirm(&mut self, term: u64, position: Position) -> Vec<Origin> {
+        match &mut self.standby {
+            Some(standby) if standby.term == term => {
+                standby.confirmed = standby.confirmed.max(position);
+                standby.opened = true;
+            }
+            _ => return Vec::new(),
+        }
+        self.release(|entry| !entry.is_first)
+    }
+
+    /// Takes out what is confirmed; returns those of it that `tell` chooses.
+    fn release(&mut self, tell: impl Fn(&Unconfirmed) -> bool) -> Vec<Origin> {
+        let confirmed = self.writable();
+        let mut told = Vec::new();
+        while let Some(entry) = self.unconfirmed.front().filter(|entry| entry.position <= confirmed) {
+            if tell(entry) {
+                told.push(entry.origin);
+            }
+            self.unconfirmed.pop_front();
+        }
+        told
+    }
+
+    /// From now on `tag` has what this node has, once it was given it; or nobody, and this node's word is enough.
+    /// Returns whom to tell.
+    pub(super) fn set_standby(&mut self, tag: Option<Tag>, term: u64) -> Vec<Origin> {
+        let had = self.had;
+        self.standby =
+            tag.map(|tag| Standby { tag, term, confirmed: self.written.max(had), recorded: had, opened: false });
+        if tag.is_none() { self.release(|_| true) } else { Vec::new() }
+    }
+
+    /// The client has everything up to `position`. Returns how many messages are not needed any more.
+    pub(super) fn had(&mut self, now: Instant, position: Position) -> usize {
+        let position = position.min(self.written);
+        let gone = position.saturating_sub(self.had);
+        self.had = self.had.max(position);
+        self.unacknowledged_since = (self.written > self.had).then_some(now);
+        if let Some(standby) = &mut self.standby {
+            standby.recorded = standby.recorded.max(self.had);
+        }
+        gone as usize
+    }
+
+    /// A new connection, whose client has everything up to `seq`. Returns how many messages are not needed any more.
+    pub(super) fn attach(&mut self, now: Instant, seq: Position) -> usize {
+        self.attachment += 1;
+        self.generation += 1;
+        self.detached_since = None;
+        // It may have what its last connection brought it, and had no time to say so.
+        self.written = seq.clamp(self.had, self.writable());
+        self.had(now, self.written)
+    }
+}

@@ -1,0 +1,117 @@
+//! Owns the sessions that have no connection: until when each is kept, and how many there may be.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::IntGauge;
+use tracing::warn;
+
+use crate::broker::Broker;
+use crate::outbox::Outbox;
+use crate::registry::Registry;
+use crate::repeats::Repeats;
+
+/// How exactly a window ends.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The sessions of a node that wait for their clients.
+#[derive(Debug)]
+pub struct Windows {
+    window: Duration,
+    most: usize,
+    registry: Arc<Registry>,
+    broker: Arc<dyn Broker>,
+    gauge: IntGauge,
+    /// The one that ends first comes first, for all windows are as long.
+    waiting: Mutex<VecDeque<(Instant, Arc<Outbox>)>>,
+}
+
+impl Windows {
+    /// Sessions are kept for `window`, up to `most` of them; `gauge` shows how many there are.
+    pub fn new(
+        window: Duration,
+        most: usize,
+        registry: Arc<Registry>,
+        broker: Arc<dyn Broker>,
+        gauge: IntGauge,
+    ) -> Self {
+        Self { window, most, registry, broker, gauge, waiting: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Outbox>)>> {
+        // No state is left half-changed by the code that holds this lock.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `outbox` is without a connection since `since`.
+    pub fn begin(&self, since: Instant, outbox: &Arc<Outbox>) {
+        self.lock().push_back((since, outbox.clone()));
+    }
+
+    /// The session is over. Returns how many messages it had that nobody will get.
+    pub fn end(&self, outbox: &Arc<Outbox>) -> usize {
+        let left = outbox.discard();
+        self.registry.remove(outbox);
+        self.broker.left(outbox.client());
+        left
+    }
+
+    /// Ends sessions whose clients don't come back, for ever.
+    pub async fn run(self: Arc<Self>) {
+        let mut said = Repeats::default();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = Instant::now();
+            for outbox in self.over(now) {
+                self.end(&outbox);
+            }
+            let crowded = self.crowded_out();
+            for outbox in &crowded {
+                self.end(outbox);
+            }
+            if !crowded.is_empty()
+                && let Some(again) = said.note(now, "")
+            {
+                let (ended, most) = (crowded.len(), self.most);
+                warn!(ended, most, "too many sessions wait for their clients: the oldest without messages go{again}");
+            }
+        }
+    }
+
+    /// Those whose window is over.
+    fn over(&self, now: Instant) -> Vec<Arc<Outbox>> {
+        let mut waiting = self.lock();
+        let mut over = Vec::new();
+        while let Some((since, _)) = waiting.front().filter(|(at, _)| now.saturating_duration_since(*at) >= self.window)
+        {
+            let since = *since;
+            // It may have had a connection meanwhile, and lost it again: then there is another entry.
+            let outbox = waiting.pop_front().map(|(_, outbox)| outbox);
+            over.extend(outbox.filter(|outbox| outbox.detached_since() == Some(since)));
+        }
+        let room = waiting.len() * 2;
+        waiting.shrink_to(room);
+        over
+    }
+
+    /// Those that must go because there are too many: the oldest for whom nothing was acknowledged.
+    fn crowded_out(&self) -> Vec<Arc<Outbox>> {
+        let mut waiting = self.lock();
+        waiting.retain(|(since, outbox)| outbox.detached_since() == Some(*since));
+        let mut excess = waiting.len().saturating_sub(self.most);
+        let mut out = Vec::new();
+        if excess > 0 {
+            waiting.retain(|(_, outbox)| {
+                let goes = excess > 0 && outbox.kept() == 0;
+                if goes {
+                    excess -= 1;
+                    out.push(outbox.clone());
+                }
+                !goes
+            });
+        }
+        self.gauge.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
+        out
+    }
+}
