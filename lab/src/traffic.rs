@@ -90,6 +90,13 @@ impl Plan {
         Self { manners: Some(manners), ..Self::new((0..count).map(role).collect(), deadline) }
     }
 
+    /// The same, each of whom writes to two others on its own one of `gateways`.
+    pub fn persons_together(count: usize, gateways: usize, manners: Manners, deadline: Duration) -> Self {
+        let others = |index: usize| (1..3).map(|step| (index + step * gateways) % count).collect();
+        let role = |index: usize| Role { gateway: index, to: others(index) };
+        Self { manners: Some(manners), ..Self::new((0..count).map(role).collect(), deadline) }
+    }
+
     /// `senders` on the first gateway write to each of `receivers` on the second, in turn.
     pub fn one_way(senders: usize, receivers: usize, deadline: Duration) -> Self {
         let sender = |index: usize| Role {

@@ -18,8 +18,8 @@ pub(super) const ACK_AFTER: Duration = Duration::from_secs(1);
 /// Which message a request is: its pair and number.
 pub type Mark = (u32, usize);
 
-/// A client of a session that outlives its connections.
-#[derive(Debug, Default)]
+/// A client of a session that outlives its connections. A clone is somebody who has got hold of its token.
+#[derive(Clone, Debug, Default)]
 pub struct Resumable {
     id: Option<Uuid>,
     token: Option<String>,
@@ -33,7 +33,7 @@ pub struct Resumable {
     sends: VecDeque<Unanswered>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Unanswered {
     request: Uuid,
     mark: Mark,
