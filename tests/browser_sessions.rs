@@ -12,6 +12,7 @@ use page::{Chromium, LIMIT, Page};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use texto_lab::client::{Answer, Client};
+use texto_lab::fake_gateway::{FakeGateway, Lie};
 use texto_lab::gateway::{Gateway, session_key_file};
 use texto_lab::process::until;
 use texto_lab::proxy::Proxy;
@@ -204,6 +205,68 @@ async fn a_page_that_is_frozen_goes_on_where_it_was() {
         assert!(Duration::from_millis(100 * ticks) < slept - ASLEEP / 2, "{ticks} ticks: it was not frozen");
         assert!(awake - began < ASLEEP + Duration::from_secs(8), "{:?}", awake - began);
     }
+}
+
+/// As all servers were before: it greets, and refuses a registration that wants something.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_not_resume_works_as_it_did() {
+    let (chromium, bench) = (Chromium::start().await, Bench::start().await);
+    let page = Page::open(&chromium, &bench.url()).await;
+    page.id("").await;
+    // The last one ends a session at each tenth message.
+    for (lie, is_lost) in [(Lie::Honest, false), (Lie::Drop, true)] {
+        let server = FakeGateway::start(lie).await.unwrap();
+        let script = format!(
+            "window.heard = []; window.changes = []; window.outcomes = []; \
+             import('/texto.js').then(async ({{ Texto }}) => {{ \
+               const texto = new Texto('ws://{}/v1/texto', {{ keep: null }}); \
+               texto.onreceive = ({{ text }}) => heard.push(text); \
+               texto.onstate = (change) => changes.push(change); \
+               texto.connect(); \
+               for (let number = 0; number < 12; number += 1) {{ \
+                 while (texto.state !== 'connected') await new Promise((done) => setTimeout(done, 10)); \
+                 outcomes.push(await texto.send(texto.clientId, String(number)).then(() => 'ack', (error) => error.code)); \
+               }} \
+             }})",
+            server.address
+        );
+        page.eval(&script).await;
+        page.until("all is answered", "return outcomes.length === 12").await;
+        let outcomes: Vec<String> = serde_json::from_value(page.eval("return outcomes").await).unwrap();
+        let changes = page.eval("return changes.filter((change) => change.state === 'connected')").await;
+        let lost = outcomes.iter().filter(|outcome| *outcome == "EDISCONNECTED").count();
+        let acked = outcomes.iter().filter(|outcome| *outcome == "ack").count();
+        assert_eq!((lost, acked), (usize::from(is_lost), 12 - usize::from(is_lost)), "{outcomes:?}");
+        assert_eq!(changes.as_array().unwrap().len(), 1 + usize::from(is_lost), "{changes}");
+        assert_eq!(changes[0]["missing"], json!(false));
+        if is_lost {
+            assert_eq!(changes[1]["missing"], json!(true));
+            assert_ne!(changes[1]["clientId"], changes[0]["clientId"]);
+        }
+        assert_eq!(page.eval("return heard.length").await, json!(acked));
+    }
+}
+
+/// A browser does not tell why a handshake failed; the page finds out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_full_says_when_to_come_back() {
+    let chromium = Chromium::start().await;
+    let gateway = Gateway::start(Path::new(BINARY), &["--max-connections", "1"], &[]).await.unwrap();
+    let client = Client::connect(gateway.address).await.unwrap();
+    let page = Page::open(&chromium, &format!("http://{}/", gateway.address)).await;
+    page.eval(
+        "window.pauses = []; \
+         import('/texto.js').then(({ Texto }) => { \
+           const texto = new Texto(undefined, { keep: null }); \
+           texto.onstate = ({ state, retryIn }) => state === 'waiting' && pauses.push(retryIn); \
+           texto.connect(); \
+         })",
+    )
+    .await;
+    let asked = "return pauses.some((pause, index) => index > 1 && pause === pauses[index - 1] + 1000)";
+    page.until("it waits for a second more", asked).await;
+    drop(client);
+    page.id("").await;
 }
 
 /// Whoever has the token is the client; who had it before is told, and may start anew.
