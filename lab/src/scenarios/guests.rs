@@ -124,7 +124,7 @@ pub(super) async fn mutes(fault: &mut Fault<'_>) -> Result<()> {
     let text = "x".repeat(8_000);
     for guest in [&reader, &sleeper] {
         let id = guest.session.id().context("no id")?;
-        let mut sender = Client::connect(fault.stage.gateways[1].address).await?;
+        let mut sender = Client::connect(*fault.stage.addresses().last().context("no gateway")?).await?;
         let pushed_back = until("its sender is pushed back", PATIENCE, async || {
             matches!(sender.send(id, &text).await.ok()?, Answer::Error(code) if code == "EBUSY").then_some(())
         });
