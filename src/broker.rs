@@ -4,7 +4,6 @@ pub mod embedded;
 pub mod redis;
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -14,6 +13,7 @@ use uuid::Uuid;
 
 use crate::outbox::{Outbox, ReplyTo};
 use crate::sentinel::SentinelStatus;
+pub use crate::transport::homes::Resumption;
 
 /// The version of the UUIDs (RFC 9562) of messages that may be sent again by another node; others have version 4.
 pub const REPEATABLE: usize = 8;
@@ -43,17 +43,6 @@ impl Message {
     }
 }
 
-/// What became of the wish to resume a session.
-#[derive(Clone, Debug)]
-pub enum Resumption {
-    /// It is here, with all that was acknowledged.
-    Here(Arc<Outbox>),
-    /// Its client has a newer token.
-    Refused,
-    /// Nobody has it any more, or nobody could vouch for it in time.
-    Lost,
-}
-
 /// Carries messages between clients, on whichever node they are. None of the calls wait.
 pub trait Broker: fmt::Debug + Send + Sync {
     /// Takes a message. `reply` is answered exactly once, within the send deadline, with
@@ -65,8 +54,10 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// outbox is told when that is so.
     fn joined(&self, client: Uuid);
 
-    /// The session of `client`, which can be resumed, has a new connection here.
-    fn attached(&self, _client: Uuid) {}
+    /// The session, which can be resumed, is over.
+    fn ended(&self, outbox: &Outbox) {
+        self.left(outbox.client());
+    }
 
     /// `client` has left.
     fn left(&self, client: Uuid);
@@ -76,6 +67,20 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// This node in tokens; new for each start.
     fn tag(&self) -> u64 {
+        0
+    }
+
+    /// This node is about to leave: sessions that can be resumed are given to others, `client`'s is when its turn comes.
+    /// Returns whether somebody will have it.
+    fn move_away(&self, _client: Uuid) -> bool {
+        false
+    }
+
+    /// This node takes nothing of others to keep any more.
+    fn leave(&self) {}
+
+    /// How much of others is kept here, or is on its way to them.
+    fn unfinished(&self) -> usize {
         0
     }
 

@@ -115,13 +115,6 @@ impl Share {
         true
     }
 
-    /// Takes `bytes` that are not to be refused: another node has had them already.
-    pub fn take(&mut self, bytes: usize) {
-        let used = self.budget.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        self.bytes += bytes;
-        self.budget.show(used);
-    }
-
     /// Gives `bytes` back.
     pub fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);

@@ -12,7 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+use uuid::Uuid;
 
+use crate::broker::Broker;
 use crate::config::DrainConfig;
 use crate::health::{Health, Lifecycle};
 use crate::outbox::CloseOrder;
@@ -56,13 +58,13 @@ impl Shutdown {
 
 /// Waits for a signal, then sees the sessions off. Returns when all are gone, or told to be, within
 /// the delay, the window and a few seconds; it never waits for Redis.
-pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, registry: &Registry) {
+pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, registry: &Registry, broker: &dyn Broker) {
     tokio::select! {
         () = shutdown.stop.cancelled() => {}
         () = shutdown.drain.cancelled() => {
             tokio::select! {
                 () = shutdown.stop.cancelled() => {}
-                () = drain(config, health, registry) => {}
+                () = drain(config, health, registry, broker) => {}
             }
         }
     }
@@ -77,25 +79,41 @@ pub fn stop(health: &Health, registry: &Registry) {
     }
 }
 
-async fn drain(config: DrainConfig, health: &Health, registry: &Registry) {
+async fn drain(config: DrainConfig, health: &Health, registry: &Registry, broker: &dyn Broker) {
     health.advance(Lifecycle::Draining);
+    broker.leave();
     info!(sessions = registry.len(), delay = ?config.delay, window = ?config.window, "draining: not ready any more");
     sleep(config.delay).await;
 
     health.advance(Lifecycle::Closing);
     info!(sessions = registry.len(), "draining: closing sessions");
-    ask_to_leave(config.window, registry).await;
-    let end = Instant::now() + LAST;
-    while !registry.is_idle() && Instant::now() < end {
-        for client in registry.clients() {
-            registry.close(client, CloseOrder::Drain); // Whoever came in at the last moment.
+    let leave = |client| {
+        // One that can be resumed goes on elsewhere, with all that it has.
+        if !broker.move_away(client) {
+            registry.close(client, CloseOrder::Drain);
         }
+    };
+    spread(config.window, registry, leave).await;
+    let end = Instant::now() + LAST;
+    while !(registry.is_idle() && broker.unfinished() == 0) && Instant::now() < end {
+        registry.clients().into_iter().for_each(leave); // Whoever came in at the last moment.
         sleep(LOOK).await;
     }
 }
 
-/// Asks everybody who is here to go to another node, spread over `window`.
+/// Asks everybody who is here to go to another node, spread over `window`. Sessions that can be resumed stay: nobody
+/// else can be given them.
 pub async fn ask_to_leave(window: Duration, registry: &Registry) {
+    let leave = |client| {
+        if let Some(outbox) = registry.get(client) {
+            outbox.close(if outbox.is_resumable() { CloseOrder::Moved } else { CloseOrder::Drain });
+        }
+    };
+    spread(window, registry, leave).await;
+}
+
+/// Has everybody who is here leave, spread over `window`.
+async fn spread(window: Duration, registry: &Registry, leave: impl Fn(Uuid)) {
     let mut clients = registry.clients();
     fastrand::shuffle(&mut clients);
     // One in each slice of the window, at a random place in it: the other nodes get an even stream.
@@ -107,6 +125,6 @@ pub async fn ask_to_leave(window: Duration, registry: &Registry) {
         if due > began.elapsed() + LOOK {
             sleep_until(began + due).await;
         }
-        registry.close(client, CloseOrder::Drain);
+        leave(client);
     }
 }

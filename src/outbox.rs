@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use self::log::{Log, Position};
+use self::log::{Log, Origin, Position};
 use self::recent::Recent;
 use self::requests::Requests;
 use self::shelf::{Bounded, Shelf, cost};
@@ -24,6 +24,7 @@ use crate::budget::{Budget, Share};
 use crate::config::Limits;
 use crate::transport::envelope::{Decision, Number, Place, Tag};
 use crate::transport::inbox::{Arrival, Due, Inbox};
+use crate::transport::record::{Opening, Record, Taken};
 
 /// A message for a session's client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,7 +225,7 @@ impl Outbox {
     }
 
     /// A message of `sender` by the node `tag` has come; what its node is to be told now goes to `due`. `None` when
-    /// nothing is taken any more.
+    /// nothing is taken any more. Returns as well whether the standby has to be given something.
     pub fn arrive(
         &self,
         tag: Tag,
@@ -232,7 +233,7 @@ impl Outbox {
         place: Place,
         make: impl FnOnce() -> Delivery,
         due: &mut Vec<Due>,
-    ) -> Option<Arrival> {
+    ) -> Option<(Arrival, bool)> {
         let mut inner = self.lock();
         if inner.sealed {
             return None;
@@ -246,6 +247,7 @@ impl Outbox {
             let decided = due.split_off(before.1);
             due.extend(decided.into_iter().filter(is_told));
         }
+        let recorded = inner.log().is_some_and(Log::has_records);
         let wake = inner.shelf.deliveries.len() > before.0;
         if wake {
             inner.behind_since.get_or_insert_with(Instant::now);
@@ -254,7 +256,7 @@ impl Outbox {
         if wake {
             self.wake.notify_one();
         }
-        Some(arrival)
+        Some((arrival, recorded))
     }
 
     /// Takes a message that comes once and in order by itself: whether there was room, or `None` when nothing is taken
@@ -275,8 +277,8 @@ impl Outbox {
     }
 
     /// Forgets the lanes of which their node wants nothing any more (`floor` is that node's), and messages that came
-    /// longer ago than `window`.
-    pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) {
+    /// longer ago than `window`. Returns whether the standby is to be told what the client has.
+    pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) -> bool {
         let mut inner = self.lock();
         if inner.recent.as_mut().is_some_and(|recent| recent.forget(now, window)) {
             inner.recent = None;
@@ -285,11 +287,13 @@ impl Outbox {
             resumable.requests.forget(now, window);
         }
         let (mut room, inbox) = self.bounded(&mut inner, 0);
-        let Some(lanes) = inbox else { return };
-        lanes.prune(floor, &mut room);
-        if lanes.is_empty() {
-            *inbox = None;
+        if let Some(lanes) = inbox {
+            lanes.prune(floor, &mut room);
+            if lanes.is_empty() {
+                *inbox = None;
+            }
         }
+        inner.log().is_some_and(Log::owes_had)
     }
 
     fn answer(&self, answer: Answer) {
@@ -475,7 +479,7 @@ impl Outbox {
         let mut inner = self.lock();
         inner.behind_since = None;
         let Some(Resumable { log, requests }) = inner.resumable.as_deref_mut() else { return false };
-        if log.attachment != attachment {
+        if log.attachment != attachment || log.moving {
             return false;
         }
         log.detached_since = Some(now);
@@ -518,7 +522,171 @@ impl Outbox {
     }
 }
 
+/// What passes between a session's home and its standby.
+impl Outbox {
+    /// From now on `tag` is the standby, of this term. Returns what it has to be given, in order, each with the position
+    /// that is confirmed once it has it.
+    pub fn open_standby(&self, tag: Tag, term: u64) -> Vec<(Record, Uuid, Position)> {
+        let mut inner = self.lock();
+        let lanes = inner.inbox.as_ref().map(|inbox| inbox.taken().collect()).unwrap_or_default();
+        let recent = inner.recent.as_ref().map(|recent| recent.all().collect()).unwrap_or_default();
+        let Some(log) = inner.log_mut() else { return Vec::new() };
+        log.set_standby(Some(tag), term);
+        let (generation, had) = (log.generation, log.had);
+        log.told = Some(had);
+        let mut records = vec![(Record::Open(Opening { generation, had, lanes, recent }), Uuid::nil(), had)];
+        records.extend(inner.next_records());
+        records
+    }
+
+    /// There is no standby any more: this node's word is enough. Returns who waits for it.
+    pub fn stand_alone(&self) -> Vec<Origin> {
+        let mut inner = self.lock();
+        let told = inner.log_mut().map(|log| log.set_standby(None, 0)).unwrap_or_default();
+        drop(inner);
+        self.wake.notify_one();
+        told
+    }
+
+    /// The standby and its term, if there is one.
+    pub fn standby(&self) -> Option<(Tag, u64)> {
+        self.lock().log()?.standby.map(|standby| (standby.tag, standby.term))
+    }
+
+    /// What the standby has to be given now, as [`open_standby`](Self::open_standby) returns it.
+    pub fn next_records(&self) -> Vec<(Record, Uuid, Position)> {
+        self.lock().next_records()
+    }
+
+    /// The standby is to be told once more what the client has.
+    pub fn tell_again(&self) {
+        if let Some(log) = self.lock().log_mut() {
+            log.told = None;
+        }
+    }
+
+    /// What the standby does not know yet of what the client has, if there is anything.
+    pub fn had_record(&self) -> Option<(u64, Record, Position)> {
+        let mut inner = self.lock();
+        let log = inner.log_mut()?;
+        let standby = log.standby?;
+        if !log.owes_had() {
+            return None;
+        }
+        log.told = Some(log.had);
+        Some((standby.term, Record::Had(log.had, log.generation), log.had))
+    }
+
+    /// The standby of `term` has everything up to `position`. Returns whom to tell.
+    pub fn confirm(&self, term: u64, position: Position) -> Vec<Origin> {
+        let mut inner = self.lock();
+        let Some(log) = inner.log_mut() else { return Vec::new() };
+        let told = log.confirm(term, position);
+        drop(inner);
+        self.wake.notify_one();
+        told
+    }
+
+    /// Nothing is taken or written from now on: another node becomes its home. `false` if that is so already.
+    pub fn freeze(&self) -> bool {
+        let mut inner = self.lock();
+        let Some(log) = inner.log_mut() else { return false };
+        let first = !std::mem::replace(&mut log.moving, true);
+        inner.sealed = true;
+        first
+    }
+
+    /// That came to nothing: this node goes on, in this generation at least.
+    pub fn thaw(&self, now: Instant, generation: u64) {
+        let mut inner = self.lock();
+        let Some(log) = inner.log_mut() else { return };
+        log.generation = log.generation.max(generation);
+        log.moving = false;
+        log.detached_since = Some(now);
+        inner.sealed = false;
+    }
+
+    /// Whether another node is becoming its home.
+    pub fn is_moving(&self) -> bool {
+        self.lock().log().is_some_and(|log| log.moving)
+    }
+
+    /// A standby's beginning, by what the home says.
+    pub fn copy(client: Uuid, opening: Opening, limits: &Limits, budget: &Arc<Budget>) -> Self {
+        let outbox = Self::resumable(client, opening.generation, limits, budget);
+        let mut inner = outbox.lock();
+        if let Some(log) = inner.log_mut() {
+            (log.had, log.written, log.last) = (opening.had, opening.had, opening.had);
+        }
+        if !opening.lanes.is_empty() {
+            let inbox = inner.inbox.get_or_insert_default();
+            opening.lanes.into_iter().for_each(|(tag, sender, number)| inbox.learn(tag, sender, number));
+        }
+        if !opening.recent.is_empty() {
+            inner.recent.get_or_insert_default().learn(opening.recent);
+        }
+        inner.sealed = true; // Nobody but the home adds to it.
+        drop(inner);
+        outbox
+    }
+
+    /// The home has taken a message. `false` when that can't be kept: one before it is missing, or there is no room.
+    pub fn copy_taken(&self, id: Uuid, taken: Taken) -> bool {
+        let mut inner = self.lock();
+        let Taken { position, had, origin, sender, text } = taken;
+        let delivery = Delivery { id, sender, text: text.into() };
+        let Inner { shelf, inbox, recent, resumable, .. } = &mut *inner;
+        let Some(Resumable { log, .. }) = resumable.as_deref_mut() else { return false };
+        if position != log.last + 1 || !shelf.put(&delivery) {
+            return false;
+        }
+        log.last = position;
+        if origin.tag != 0 {
+            inbox.get_or_insert_default().learn(origin.tag, sender, origin.number);
+        }
+        if delivery.may_come_again() {
+            recent.get_or_insert_default().note(id, position);
+        }
+        shelf.deliveries.push_back(delivery);
+        shelf.forget(log.copy_had(had));
+        true
+    }
+
+    /// The client has everything up to `had`, and the session's generation is this.
+    pub fn copy_had(&self, had: Position, generation: u64) {
+        let mut inner = self.lock();
+        let Some(log) = inner.log_mut() else { return };
+        log.generation = log.generation.max(generation);
+        let gone = log.copy_had(had);
+        inner.shelf.forget(gone);
+    }
+
+    /// This node is the home now, in this generation, and the client has no connection yet.
+    pub fn promote(&self, now: Instant, generation: u64) {
+        let mut inner = self.lock();
+        inner.sealed = false;
+        if let Some(log) = inner.log_mut() {
+            log.generation = generation;
+            log.detached_since = Some(now);
+        }
+    }
+}
+
 impl Inner {
+    fn next_records(&mut self) -> Vec<(Record, Uuid, Position)> {
+        let Some(Resumable { log, .. }) = self.resumable.as_deref_mut() else { return Vec::new() };
+        let Some((_, positions)) = log.next_records() else { return Vec::new() };
+        let had = log.had;
+        let record = |position: Position| {
+            let delivery = &self.shelf.deliveries[(position - had - 1) as usize];
+            let nobody = Origin { tag: 0, sender: delivery.sender, number: 0 };
+            let origin = log.origin(position).unwrap_or(nobody);
+            let (sender, text) = (delivery.sender, (&*delivery.text).into());
+            (Record::Message(Taken { position, had, origin, sender, text }), delivery.id, position)
+        };
+        positions.map(record).collect()
+    }
+
     fn take_deliveries(&mut self, count: usize) -> (Vec<Delivery>, Option<Position>) {
         let Some(Resumable { log, .. }) = self.resumable.as_deref_mut() else {
             let deliveries: Vec<_> = self.shelf.deliveries.drain(..count).collect();
@@ -631,7 +799,7 @@ pub(crate) mod tests {
         outbox.close(CloseOrder::Drain);
         assert_eq!(outbox.take(0, 1).close, None);
         assert!(!outbox.seal());
-        assert_eq!(outbox.arrive(1, Uuid::nil(), place(3), || delivery("c"), &mut Vec::new()), None);
+        assert!(outbox.arrive(1, Uuid::nil(), place(3), || delivery("c"), &mut Vec::new()).is_none());
         assert_eq!(outbox.take(0, 1).close, Some(CloseOrder::Drain));
         assert!(outbox.seal());
         outbox.close(CloseOrder::Stop);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::outbox::{CloseOrder, Delivery, Outbox};
-use crate::transport::envelope::{Number, Place, Tag};
+use crate::transport::envelope::{Channel, Number, Place, Tag};
 use crate::transport::inbox::{Arrival, Due};
 
 const SHARDS: usize = 64;
@@ -23,6 +23,8 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Shard {
     clients: HashMap<Uuid, Arc<Outbox>>,
+    /// Sessions whose home is elsewhere, and whose standby is this node.
+    copies: HashMap<Uuid, Arc<Outbox>>,
 }
 
 impl Default for Registry {
@@ -65,8 +67,28 @@ impl Registry {
         }
     }
 
+    /// This node is the standby of a session.
+    pub fn keep_copy(&self, outbox: Arc<Outbox>) {
+        self.shard(outbox.client()).copies.insert(outbox.client(), outbox);
+    }
+
+    /// What this node has as a session's standby.
+    pub fn copy(&self, client: Uuid) -> Option<Arc<Outbox>> {
+        self.shard(client).copies.get(&client).cloned()
+    }
+
+    /// The same, not any more.
+    pub fn remove_copy(&self, client: Uuid) -> Option<Arc<Outbox>> {
+        let mut shard = self.shard(client);
+        let copy = shard.copies.remove(&client);
+        if shard.copies.len() * 4 < shard.copies.capacity() {
+            shard.copies.shrink_to_fit();
+        }
+        copy
+    }
+
     /// Has the session of `receiver` decide about a message (see [`Inbox`](crate::transport::inbox::Inbox)); `None`
-    /// when there is no such session here. `make` is called only for a message that is kept, so that a copy costs
+    /// when there is no such session here. Its outbox comes back as well if its standby is to have something now. `make` is called only for a message that is kept, so that a copy costs
     /// neither parsing nor memory.
     pub fn deliver(
         &self,
@@ -76,16 +98,27 @@ impl Registry {
         place: Place,
         make: impl FnOnce() -> Delivery,
         due: &mut Vec<Due>,
-    ) -> Option<Arrival> {
+    ) -> Option<(Arrival, Option<Arc<Outbox>>)> {
         let outbox = self.get(receiver)?;
-        outbox.arrive(tag, sender, place, make, due)
+        let (arrival, recorded) = outbox.arrive(tag, sender, place, make, due)?;
+        Some((arrival, recorded.then_some(outbox)))
     }
 
     /// Has every session forget the lanes of which nothing is wanted any more, and what came longer ago than `window`.
-    pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) {
-        for outbox in self.outboxes() {
-            outbox.prune(now, window, &floor);
+    /// Returns those that have something to tell their standbys.
+    pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) -> Vec<Arc<Outbox>> {
+        let mut owing = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let all: Vec<_> = shard.clients.values().chain(shard.copies.values()).cloned().collect();
+            drop(shard);
+            for outbox in all {
+                if outbox.prune(now, window, &floor) {
+                    owing.push(outbox);
+                }
+            }
         }
+        owing
     }
 
     /// The outboxes of everyone who is connected here.
@@ -109,6 +142,35 @@ impl Registry {
             clients.extend(shard.lock().unwrap_or_else(PoisonError::into_inner).clients.keys());
         }
         clients
+    }
+
+    /// The channels that this node wants to hear for its sessions.
+    pub fn channels(&self) -> Vec<Channel> {
+        let mut channels = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (client, outbox) in &shard.clients {
+                channels.push(Channel::Client(*client));
+                if outbox.is_resumable() {
+                    channels.push(Channel::Claim(*client));
+                }
+            }
+            channels.extend(shard.copies.keys().map(|client| Channel::Claim(*client)));
+        }
+        channels
+    }
+
+    /// Whether `channel` is one of those.
+    pub fn wants(&self, channel: Channel) -> bool {
+        match channel {
+            Channel::Client(client) => self.shard(client).clients.contains_key(&client),
+            Channel::Claim(client) => {
+                let shard = self.shard(client);
+                shard.copies.contains_key(&client)
+                    || shard.clients.get(&client).is_some_and(|outbox| outbox.is_resumable())
+            }
+            Channel::Node(_) | Channel::Nodes => false,
+        }
     }
 
     /// How many are connected here.
@@ -153,7 +215,8 @@ mod tests {
     use crate::outbox::tests::{delivery, outbox, place};
 
     fn deliver(registry: &Registry, to: Uuid, number: u64) -> Option<Arrival> {
-        registry.deliver(to, 1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new())
+        let delivered = registry.deliver(to, 1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new());
+        delivered.map(|(arrival, _)| arrival)
     }
 
     #[test]
@@ -183,6 +246,6 @@ mod tests {
         assert_eq!(deliver(&registry, outbox.client(), 1), Some(Arrival::Decided));
         let make = || unreachable!("a copy was made");
         let copy = registry.deliver(outbox.client(), 1, Uuid::nil(), place(1), make, &mut Vec::new());
-        assert_eq!(copy, Some(Arrival::Copy));
+        assert_eq!(copy.map(|(arrival, _)| arrival), Some(Arrival::Copy));
     }
 }

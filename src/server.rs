@@ -19,7 +19,7 @@ use warp::reply::Response as WarpResponse;
 
 use crate::broker::Broker;
 use crate::broker::embedded::Embedded;
-use crate::broker::redis::RedisBroker;
+use crate::broker::redis::{RedisBroker, Sessions};
 use crate::budget::Budget;
 use crate::client_address::Peer;
 use crate::config::{BrokerConfig, Config, TopologyConfig};
@@ -93,14 +93,18 @@ pub async fn run(
     let metrics = Arc::new(Metrics::new(&config.node_id)?);
     metrics.add(log.lines_dropped())?;
     let registry = Arc::new(Registry::default());
-    let broker = start_broker(&config, &registry, &metrics, &tasks);
+    let limits = config.limits;
+    let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
+    let detached = metrics.sessions_detached.clone();
+    let windows = Arc::new(Windows::new(limits.resume_window, limits.max_connections, detached));
+    let sessions = Sessions { registry: registry.clone(), windows: windows.clone(), budget: budget.clone(), limits };
+    let broker = start_broker(&config, sessions, &metrics, &tasks);
 
     config.session_keys.announce(matches!(config.broker, BrokerConfig::Embedded));
     if config.session_keys.are_shared() {
         tasks.spawn_lasting("session keys", config.session_keys.clone().run());
     }
 
-    let limits = config.limits;
     metrics.connections_max.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
     let seats = Arc::new(Semaphore::new(limits.max_connections));
     let health = Arc::new(Health::new(
@@ -119,16 +123,8 @@ pub async fn run(
         tasks.spawn_lasting("isolation", isolation::run(config.isolated_after, config.drain.window, broker, registry));
     }
 
-    let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     tasks.spawn_lasting("budget", budget.clone().run(registry.clone()));
-    let windows = Arc::new(Windows::new(
-        limits.resume_window,
-        limits.max_connections,
-        registry.clone(),
-        broker.clone(),
-        metrics.sessions_detached.clone(),
-    ));
-    tasks.spawn_lasting("windows", windows.clone().run());
+    tasks.spawn_lasting("windows", windows.clone().run(registry.clone(), broker.clone()));
     let context = Arc::new(Context {
         registry: registry.clone(),
         broker: broker.clone(),
@@ -159,7 +155,7 @@ pub async fn run(
         tasks.spawn_lasting("admin acceptor", acceptor(routes::admin(app), sockets).run(admin));
     }
 
-    let result = until_over(&config, shutdown, &tasks, &health, &registry).await;
+    let result = until_over(&config, shutdown, &tasks, &health, &registry, &broker).await;
     sessions.close();
     let told = tokio::time::timeout(LAST, sessions.wait()).await.is_ok();
     broker.goodbye().await;
@@ -175,12 +171,14 @@ async fn until_over(
     tasks: &Tasks,
     health: &Arc<Health>,
     registry: &Arc<Registry>,
+    broker: &Arc<dyn Broker>,
 ) -> Result<(), TaskEnded> {
     let drained = CancellationToken::new();
     let drain = {
-        let (config, drained, health, registry) = (config.drain, drained.clone(), health.clone(), registry.clone());
+        let (config, drained, health) = (config.drain, drained.clone(), health.clone());
+        let (registry, broker) = (registry.clone(), broker.clone());
         async move {
-            drain::run(config, &shutdown, &health, &registry).await;
+            drain::run(config, &shutdown, &health, &registry, &*broker).await;
             drained.cancel();
         }
     };
@@ -195,14 +193,11 @@ async fn until_over(
     }
 }
 
-fn start_broker(config: &Config, registry: &Arc<Registry>, metrics: &Arc<Metrics>, tasks: &Tasks) -> Arc<dyn Broker> {
-    let (registry, metrics) = (registry.clone(), metrics.clone());
+fn start_broker(config: &Config, sessions: Sessions, metrics: &Arc<Metrics>, tasks: &Tasks) -> Arc<dyn Broker> {
+    let metrics = metrics.clone();
     match &config.broker {
-        BrokerConfig::Embedded => Arc::new(Embedded::new(registry, metrics)),
-        BrokerConfig::Redis(redis) => {
-            let window = config.limits.resume_window;
-            Arc::new(RedisBroker::start(redis, &config.node_id, window, registry, metrics, tasks))
-        }
+        BrokerConfig::Embedded => Arc::new(Embedded::new(sessions.registry, metrics)),
+        BrokerConfig::Redis(redis) => Arc::new(RedisBroker::start(redis, &config.node_id, sessions, metrics, tasks)),
     }
 }
 

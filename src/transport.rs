@@ -10,34 +10,77 @@
 //! ```
 
 pub mod envelope;
+pub mod homes;
 pub mod inbox;
 pub mod peers;
+pub mod record;
 pub mod sender;
 #[cfg(test)]
 mod simulation;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use self::envelope::{Channel, Decision, Foreign, Frame, Hello, Number, Tag};
+use self::homes::{Debts, Homes};
 use self::inbox::{Arrival, Due};
 use self::peers::{Peers, Standing};
+use self::record::Record;
 use self::sender::{Actions, LinkId, Sender, Times};
-use crate::outbox::Delivery;
+use crate::budget::Budget;
+use crate::config::Limits;
+use crate::outbox::log::Position;
+use crate::outbox::{Delivery, Outbox};
 use crate::registry::Registry;
 
-/// One node's end of the transport; `R` is the duty to answer.
+/// One node's end of the transport; `R` is the duty to answer a client.
 #[derive(Debug)]
 pub struct Transport<R> {
     name: String,
     peers: Arc<Peers>,
     registry: Arc<Registry>,
-    sender: Mutex<Sender<R>>,
+    times: Times,
     /// How long a client may be away, and ask again for what it asked for before.
     window: Duration,
+    /// Locked before `sender`, which is locked before any outbox.
+    homes: Mutex<Homes>,
+    sender: Mutex<Sender<Duty<R>>>,
+    debts: Debts,
+}
+
+/// Who waits for what becomes of a message.
+#[derive(Debug)]
+pub enum Duty<R> {
+    /// A client, for the answer to its `send`.
+    Send(R),
+    /// A session: its standby `tag`, of this term, is to have everything up to `position`.
+    Record {
+        /// Whose session.
+        client: Uuid,
+        /// The standby.
+        tag: Tag,
+        /// Its term.
+        term: u64,
+        /// Up to where it has everything then.
+        position: Position,
+    },
+    /// A session that moves: its new home.
+    Promote {
+        /// Whose session.
+        client: Uuid,
+        /// The term of the node that becomes its home.
+        term: u64,
+    },
+    /// A client that wants to resume its session.
+    Claim {
+        /// Who.
+        client: Uuid,
+    },
+    /// Nobody.
+    End,
 }
 
 /// Receipts that are due, gathered by the node that wants them.
@@ -46,6 +89,8 @@ pub struct Gathered {
     first: BTreeMap<Tag, Vec<(Number, Decision)>>,
     again: BTreeMap<Tag, Vec<(Number, Decision)>>,
     due: Vec<Due>,
+    /// Sessions that took something which their standbys are to have.
+    sessions: HashMap<Uuid, Arc<Outbox>>,
 }
 
 /// What became of something that arrived.
@@ -74,13 +119,24 @@ impl<R> Transport<R> {
         tag: Tag,
         name: &str,
         times: Times,
-        window: Duration,
+        limits: &Limits,
+        budget: Arc<Budget>,
         registry: Arc<Registry>,
         random: fastrand::Rng,
     ) -> Self {
         let peers = Arc::new(Peers::new(now, tag));
         let sender = Mutex::new(Sender::new(now, times, peers.clone(), random));
-        Self { name: name.to_owned(), peers, registry, sender, window }
+        let homes = Mutex::new(Homes::new(now, limits, budget));
+        Self {
+            name: name.to_owned(),
+            peers,
+            registry,
+            times,
+            window: limits.resume_window,
+            homes,
+            sender,
+            debts: Debts::default(),
+        }
     }
 
     /// This run of this node.
@@ -89,9 +145,13 @@ impl<R> Transport<R> {
     }
 
     /// Its sender, locked.
-    pub fn sender(&self) -> MutexGuard<'_, Sender<R>> {
+    pub fn sender(&self) -> MutexGuard<'_, Sender<Duty<R>>> {
         // No state is left half-changed by the code that holds this lock.
         self.sender.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn homes(&self) -> MutexGuard<'_, Homes> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The channels that a link subscribes after those of all clients: they mean "all my sessions are here".
@@ -100,25 +160,33 @@ impl<R> Transport<R> {
     }
 
     /// Every subscription is confirmed on `link`: the others are told that this node is there.
-    pub fn link_synced(&self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
+    pub fn link_synced(&self, now: Instant, link: LinkId, actions: &mut Actions<Duty<R>>) {
         self.peers.listening(now);
         let mut sender = self.sender();
+        sender.link_synced(link);
         let hello = envelope::hello(self.peers.me(), sender.floor(), &self.name);
         sender.control_on(link, Channel::Nodes, hello, actions);
     }
 
     /// To be called every [`HELLO_EVERY`](peers::HELLO_EVERY): says hello, and forgets what nobody wants any more.
-    pub fn beat(&self, now: Instant, actions: &mut Actions<R>) {
+    pub fn beat(&self, now: Instant, actions: &mut Actions<Duty<R>>) {
         let mut sender = self.sender();
         let floor = sender.floor();
         sender.control(Channel::Nodes, &envelope::hello(self.peers.me(), floor, &self.name), true, actions);
         drop(sender);
         self.peers.tick(now, floor);
-        self.registry.prune(now, self.window, |tag| self.peers.floor(tag));
+        let floor = |tag| self.peers.floor(tag);
+        self.homes().prune(floor);
+        for outbox in self.registry.prune(now, self.window, floor) {
+            if let (Some((tag, _)), Some((term, record, position))) = (outbox.standby(), outbox.had_record()) {
+                let records = vec![(record, Uuid::nil(), position)];
+                self.submit_records(&mut self.sender(), now, outbox.client(), tag, term, records, actions);
+            }
+        }
     }
 
     /// The last word: this node has no sessions any more.
-    pub fn bye(&self, actions: &mut Actions<R>) {
+    pub fn bye(&self, actions: &mut Actions<Duty<R>>) {
         self.sender().control(Channel::Nodes, &envelope::bye(self.peers.me()), true, actions);
     }
 
@@ -129,7 +197,7 @@ impl<R> Transport<R> {
         channel: &[u8],
         payload: &[u8],
         gathered: &mut Gathered,
-        actions: &mut Actions<R>,
+        actions: &mut Actions<Duty<R>>,
     ) -> Arrived {
         let frame = match envelope::decode(payload) {
             Ok(frame) => frame,
@@ -145,6 +213,24 @@ impl<R> Transport<R> {
                         Arrived::Stranger
                     }
                 }
+            }
+            (Some(channel @ (Channel::Node(_) | Channel::Claim(_))), Frame::Message(envelope)) => {
+                match self.peers.standing(envelope.tag, envelope.place.number) {
+                    Standing::Wanted => self.take_word(now, channel, &envelope, gathered, actions),
+                    Standing::Past => Arrived::Past,
+                    Standing::Stranger => {
+                        self.ask(now, envelope.tag, actions);
+                        Arrived::Stranger
+                    }
+                }
+            }
+            (Some(Channel::Node(_) | Channel::Claim(_)), Frame::Held(tag, holding)) => {
+                self.held(now, tag, &holding, actions);
+                Arrived::Control
+            }
+            (Some(Channel::Nodes), Frame::Leaving(tag)) => {
+                self.peers.leaving(tag);
+                Arrived::Control
             }
             (Some(Channel::Node(_)), Frame::Receipts(tag, receipts)) => {
                 // Wherever it is subscribed or not: it took a message a moment ago.
@@ -178,10 +264,30 @@ impl<R> Transport<R> {
         }
     }
 
-    fn ask(&self, now: Instant, tag: Tag, actions: &mut Actions<R>) {
+    fn ask(&self, now: Instant, tag: Tag, actions: &mut Actions<Duty<R>>) {
         if let Some(nonce) = self.peers.question(now, tag) {
             self.sender().control(Channel::Node(tag), &envelope::ask(self.peers.me(), nonce), true, actions);
         }
+    }
+
+    /// A message of another node's own, not of a client of it.
+    fn take_word(
+        &self,
+        now: Instant,
+        channel: Channel,
+        envelope: &envelope::Envelope<'_>,
+        gathered: &mut Gathered,
+        actions: &mut Actions<Duty<R>>,
+    ) -> Arrived {
+        let known = match (channel, record::decode(envelope.text)) {
+            (Channel::Claim(client), Some((_, Record::Claim(generation)))) => {
+                self.claimed(now, client, envelope.tag, envelope.place, generation, gathered, actions);
+                true
+            }
+            (Channel::Node(_), Some(_)) => self.letter(now, envelope, gathered, actions),
+            _ => false,
+        };
+        if known { Arrived::Control } else { Arrived::Foreign(Foreign::Malformed) }
     }
 
     fn take(&self, receiver: Uuid, envelope: &envelope::Envelope<'_>, gathered: &mut Gathered) -> Arrived {
@@ -192,11 +298,14 @@ impl<R> Transport<R> {
         };
         let due = &mut gathered.due;
         let arrival = self.registry.deliver(receiver, envelope.tag, envelope.sender, envelope.place, make, due);
-        let Some(arrival) = arrival else {
+        let Some((arrival, session)) = arrival else {
             let absent = (envelope.place.number, Decision::Absent);
             gathered.first.entry(envelope.tag).or_default().push(absent);
             return Arrived::Absent;
         };
+        if let Some(session) = session {
+            gathered.sessions.insert(receiver, session);
+        }
         for Due { number, decision, again } in gathered.due.drain(..) {
             let side = if again { &mut gathered.again } else { &mut gathered.first };
             side.entry(envelope.tag).or_default().push((number, decision));
@@ -206,11 +315,12 @@ impl<R> Transport<R> {
 
     /// Sends the receipts that a read has brought; those that were asked for again go on every link, this node's own
     /// on none.
-    pub fn send_receipts(&self, now: Instant, gathered: &mut Gathered, actions: &mut Actions<R>) {
-        if gathered.first.is_empty() && gathered.again.is_empty() {
+    pub fn send_receipts(&self, now: Instant, gathered: &mut Gathered, actions: &mut Actions<Duty<R>>) {
+        if gathered.first.is_empty() && gathered.again.is_empty() && gathered.sessions.is_empty() {
             return;
         }
         let mut sender = self.sender();
+        self.replicate(now, &mut sender, gathered.sessions.drain().map(|(_, outbox)| outbox), actions);
         for (side, everywhere) in [(&mut gathered.first, false), (&mut gathered.again, true)] {
             for (tag, receipts) in std::mem::take(side) {
                 if tag == self.peers.me() {

@@ -15,13 +15,19 @@ use crate::repeats::Repeats;
 /// How exactly a window ends.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// A session that can be resumed is over. Returns how many messages it had that nobody will get.
+pub fn end(outbox: &Arc<Outbox>, registry: &Registry, broker: &dyn Broker) -> usize {
+    let left = outbox.discard();
+    registry.remove(outbox);
+    broker.ended(outbox);
+    left
+}
+
 /// The sessions of a node that wait for their clients.
 #[derive(Debug)]
 pub struct Windows {
     window: Duration,
     most: usize,
-    registry: Arc<Registry>,
-    broker: Arc<dyn Broker>,
     gauge: IntGauge,
     /// The one that ends first comes first, for all windows are as long.
     waiting: Mutex<VecDeque<(Instant, Arc<Outbox>)>>,
@@ -29,14 +35,8 @@ pub struct Windows {
 
 impl Windows {
     /// Sessions are kept for `window`, up to `most` of them; `gauge` shows how many there are.
-    pub fn new(
-        window: Duration,
-        most: usize,
-        registry: Arc<Registry>,
-        broker: Arc<dyn Broker>,
-        gauge: IntGauge,
-    ) -> Self {
-        Self { window, most, registry, broker, gauge, waiting: Mutex::default() }
+    pub fn new(window: Duration, most: usize, gauge: IntGauge) -> Self {
+        Self { window, most, gauge, waiting: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Outbox>)>> {
@@ -44,31 +44,25 @@ impl Windows {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `outbox` is without a connection since `since`.
-    pub fn begin(&self, since: Instant, outbox: &Arc<Outbox>) {
-        self.lock().push_back((since, outbox.clone()));
-    }
-
-    /// The session is over. Returns how many messages it had that nobody will get.
-    pub fn end(&self, outbox: &Arc<Outbox>) -> usize {
-        let left = outbox.discard();
-        self.registry.remove(outbox);
-        self.broker.left(outbox.client());
-        left
+    /// `outbox` is without a connection now.
+    pub fn begin(&self, outbox: &Arc<Outbox>) {
+        if let Some(since) = outbox.detached_since() {
+            self.lock().push_back((since, outbox.clone()));
+        }
     }
 
     /// Ends sessions whose clients don't come back, for ever.
-    pub async fn run(self: Arc<Self>) {
+    pub async fn run(self: Arc<Self>, registry: Arc<Registry>, broker: Arc<dyn Broker>) {
         let mut said = Repeats::default();
         loop {
             tokio::time::sleep(LOOK).await;
             let now = Instant::now();
             for outbox in self.over(now) {
-                self.end(&outbox);
+                end(&outbox, &registry, &*broker);
             }
             let crowded = self.crowded_out();
             for outbox in &crowded {
-                self.end(outbox);
+                end(outbox, &registry, &*broker);
             }
             if !crowded.is_empty()
                 && let Some(again) = said.note(now, "")

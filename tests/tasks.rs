@@ -172,7 +172,7 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     let keys = Keys::own().unwrap();
     let gauge = metrics.sessions_detached.clone();
-    let windows = Arc::new(Windows::new(limits.resume_window, 1, registry.clone(), broker.clone(), gauge));
+    let windows = Arc::new(Windows::new(limits.resume_window, 1, gauge));
     let context = Arc::new(Context {
         registry: registry.clone(),
         broker,

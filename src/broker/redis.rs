@@ -8,12 +8,12 @@ mod probe;
 mod publishing;
 mod subscriptions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::DropGuard;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -21,16 +21,19 @@ use uuid::Uuid;
 use self::fleet::Fleet;
 use self::link::Link;
 use super::{Broker, BrokerStatus, LinkState, Message, Resumption};
-use crate::config::{Address, RedisConfig, TopologyConfig};
+use crate::budget::Budget;
+use crate::config::{Address, Limits, RedisConfig, TopologyConfig};
 use crate::metrics::Metrics;
-use crate::outbox::ReplyTo;
+use crate::outbox::{Outbox, ReplyTo};
 use crate::registry::Registry;
 use crate::sentinel::{self, Topology, Watcher};
 use crate::tasks::Tasks;
 use crate::transport::envelope::{Channel, Foreign, Hello, Tag, VERSION, body};
+use crate::transport::homes::LOOK_EVERY;
 use crate::transport::peers::HELLO_EVERY;
 use crate::transport::sender::{Actions, Answer, Command, LinkId, MAX_LINKS, Sender, Times};
-use crate::transport::{Arrived, Gathered, Transport};
+use crate::transport::{Arrived, Duty, Gathered, Transport};
+use crate::windows::Windows;
 
 /// A server that does not answer for this long is helped out by the others.
 const HEDGE: Duration = Duration::from_millis(100);
@@ -42,6 +45,19 @@ const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
 const GOODBYE: Duration = Duration::from_millis(200);
 /// The pace of the transport's clock while something waits.
 const TICK: Duration = Duration::from_millis(5);
+
+/// What a broker has to know of a node's sessions.
+#[derive(Debug)]
+pub struct Sessions {
+    /// Those that are here.
+    pub registry: Arc<Registry>,
+    /// Those without a connection.
+    pub windows: Arc<Windows>,
+    /// What they may hold.
+    pub budget: Arc<Budget>,
+    /// What each may.
+    pub limits: Limits,
+}
 
 /// The broker over Redis.
 #[derive(Debug)]
@@ -56,8 +72,11 @@ pub(crate) struct Shared {
     /// The name that connections carry in Redis' CLIENT LIST.
     client_name: String,
     registry: Arc<Registry>,
+    windows: Arc<Windows>,
     metrics: Arc<Metrics>,
     transport: Transport<ReplyTo>,
+    /// Who waits for a session that is to come here.
+    claimants: Mutex<HashMap<Uuid, Vec<oneshot::Sender<Resumption>>>>,
     wakes: [Notify; MAX_LINKS],
     ticker: Notify,
     /// Versions of the wire format that others write and this node can't read, once each in the log.
@@ -86,6 +105,9 @@ struct Usable {
     master: Option<Address>,
 }
 
+/// What follows from an event of the transport.
+type Effects = Actions<Duty<ReplyTo>>;
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // No state is left half-changed by the code that holds these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -95,7 +117,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn client_of(channel: &[u8]) -> Option<Uuid> {
     match Channel::parse(channel)? {
         Channel::Client(client) => Some(client),
-        Channel::Node(_) | Channel::Nodes => None,
+        Channel::Claim(_) | Channel::Node(_) | Channel::Nodes => None,
     }
 }
 
@@ -104,11 +126,11 @@ impl RedisBroker {
     pub fn start(
         config: &RedisConfig,
         node_id: &str,
-        window: Duration,
-        registry: Arc<Registry>,
+        sessions: Sessions,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Self {
+        let Sessions { registry, windows, budget, limits } = sessions;
         let now = Instant::now();
         let (topology, watcher, address_map) = match &config.topology {
             TopologyConfig::Fixed(address) => {
@@ -129,13 +151,16 @@ impl RedisBroker {
         let times = Times { send: config.send_timeout, hedge: HEDGE, settle: SETTLE, max_bytes: MAX_PENDING_BYTES };
         // New for each start, so that nobody takes what an earlier run of this node sent for this one's.
         let tag: Tag = fastrand::u64(1..);
-        let transport = Transport::new(now, tag, node_id, times, window, registry.clone(), fastrand::Rng::new());
+        let transport =
+            Transport::new(now, tag, node_id, times, &limits, budget, registry.clone(), fastrand::Rng::new());
         let shared = Arc::new(Shared {
             config: config.clone(),
             client_name: format!("texto:{node_id}"),
             registry,
+            windows,
             metrics,
             transport,
+            claimants: Mutex::default(),
             wakes: std::array::from_fn(|_| Notify::new()),
             ticker: Notify::new(),
             strange: Mutex::default(),
@@ -155,7 +180,7 @@ impl RedisBroker {
 
 impl Shared {
     /// Changes the sender, then answers and wakes outside its lock.
-    fn with_sender<T>(&self, change: impl FnOnce(&mut Sender<ReplyTo>, Instant, &mut Actions<ReplyTo>) -> T) -> T {
+    fn with_sender<T>(&self, change: impl FnOnce(&mut Sender<Duty<ReplyTo>>, Instant, &mut Effects) -> T) -> T {
         let mut actions = Actions::default();
         let mut sender = self.transport.sender();
         let was_idle = sender.pending() == 0;
@@ -170,15 +195,44 @@ impl Shared {
         result
     }
 
-    /// Answers, and wakes the links that have something to send.
-    fn act(&self, actions: Actions<ReplyTo>) {
-        self.metrics.messages_resent.inc_by(actions.resent);
-        for link in actions.links() {
-            self.wakes[link].notify_one();
+    /// Answers, subscribes, and wakes the links that have something to send.
+    fn act(&self, mut actions: Effects) {
+        loop {
+            self.metrics.messages_resent.inc_by(actions.resent);
+            for link in actions.links() {
+                self.wakes[link].notify_one();
+            }
+            actions.changed.drain(..).for_each(|channel| self.changed(channel));
+            for outbox in actions.detached.drain(..) {
+                self.windows.begin(&outbox);
+            }
+            for (client, resumption) in actions.claims.drain(..) {
+                let claimants = lock(&self.claimants).remove(&client).unwrap_or_default();
+                for claimant in claimants {
+                    // Whoever does not wait any more will find it by its token again.
+                    let _ = claimant.send(resumption.clone());
+                }
+            }
+            if actions.decided.is_empty() {
+                return;
+            }
+            let mut more = Actions::default();
+            for (duty, outcome) in actions.decided {
+                if let Some(reply) = self.transport.decided(Instant::now(), duty, outcome, &mut more) {
+                    reply.answer(outcome);
+                }
+            }
+            actions = more;
         }
-        for (reply, outcome) in actions.decided {
-            reply.answer(outcome);
-        }
+    }
+
+    /// The same with the whole transport, which locks for itself.
+    fn with_transport<T>(&self, change: impl FnOnce(&Transport<ReplyTo>, Instant, &mut Effects) -> T) -> T {
+        let mut actions = Actions::default();
+        let result = change(&self.transport, Instant::now(), &mut actions);
+        self.ticker.notify_one();
+        self.act(actions);
+        result
     }
 
     /// This run of this node, in envelopes.
@@ -311,6 +365,7 @@ impl Shared {
     /// Moves the transport's clock while something waits.
     async fn run_clock(&self) {
         let mut beat = Instant::now();
+        let mut look = beat;
         loop {
             let due = self.with_sender(|sender, now, actions| sender.tick(now, actions));
             let now = Instant::now();
@@ -320,7 +375,13 @@ impl Shared {
                 self.transport.beat(now, &mut actions);
                 self.act(actions);
             }
-            let next = due.map_or(beat, |due| due.clamp(now + TICK, now + 10 * TICK));
+            if now >= look {
+                look = now + LOOK_EVERY;
+                let mut actions = Actions::default();
+                self.transport.look_after_homes(now, &mut actions);
+                self.act(actions);
+            }
+            let next = due.map_or(beat, |due| due.clamp(now + TICK, now + 10 * TICK)).min(look);
             tokio::select! {
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = self.ticker.notified(), if due.is_none() => {}
@@ -403,11 +464,11 @@ impl Shared {
         *without = changes.without;
     }
 
-    /// Whoever is connected, wants or no longer wants their messages.
-    fn changed(&self, client: Uuid) {
+    /// Somebody here wants a channel, or wants it no longer.
+    fn changed(&self, channel: Channel) {
         let links: Vec<_> = lock(&self.fleet).links().map(|(running, _)| running.link.clone()).collect();
         for link in links {
-            link.changed(client);
+            link.changed(channel);
         }
     }
 }
@@ -415,27 +476,63 @@ impl Shared {
 impl Broker for RedisBroker {
     fn publish(&self, message: Message, reply: ReplyTo) {
         let shared = &self.shared;
-        let body = body(message.id, message.sender, &message.text);
+        let body = body(message.id, message.sender, message.text.as_bytes());
+        let to = Channel::Client(message.receiver);
         shared.with_sender(|sender, now, actions| {
-            sender.submit(now, message.sender, message.receiver, body, reply, actions);
+            sender.submit(now, message.sender, to, body, Duty::Send(reply), actions);
         });
     }
 
     fn joined(&self, client: Uuid) {
-        self.shared.changed(client);
+        self.shared.changed(Channel::Client(client));
+        if self.shared.registry.get(client).is_some_and(|outbox| outbox.is_resumable()) {
+            self.shared.changed(Channel::Claim(client));
+            self.shared.with_transport(|transport, now, actions| transport.opened(now, client, actions));
+        }
     }
 
     fn left(&self, client: Uuid) {
-        self.shared.changed(client);
+        self.shared.changed(Channel::Client(client));
+    }
+
+    fn ended(&self, outbox: &Outbox) {
+        self.shared.changed(Channel::Client(outbox.client()));
+        self.shared.changed(Channel::Claim(outbox.client()));
+        self.shared.with_transport(|transport, now, actions| transport.ended(now, outbox, actions));
+    }
+
+    fn move_away(&self, client: Uuid) -> bool {
+        self.shared.with_transport(|transport, now, actions| transport.move_away(now, client, actions))
+    }
+
+    fn leave(&self) {
+        self.shared.with_transport(|transport, _, actions| transport.leave(actions));
+    }
+
+    fn unfinished(&self) -> usize {
+        let (copies, moves) = self.shared.transport.kept();
+        copies + moves
     }
 
     fn resume(&self, client: Uuid, generation: u64) -> BoxFuture<'_, Resumption> {
-        let resumption = match self.shared.registry.get(client).filter(|outbox| outbox.is_resumable()) {
-            None => Resumption::Lost,
-            Some(outbox) if outbox.opens_to(generation) => Resumption::Here(outbox),
-            Some(_) => Resumption::Refused,
+        let shared = &self.shared;
+        if let Some(outbox) = shared.transport.home(client) {
+            let is_good = outbox.opens_to(generation);
+            let resumption = if is_good { Resumption::Here(outbox) } else { Resumption::Refused };
+            return Box::pin(std::future::ready(resumption));
+        }
+        let (claimant, resumption) = oneshot::channel();
+        let is_first = {
+            let mut claimants = lock(&shared.claimants);
+            let waiting = claimants.entry(client).or_default();
+            waiting.push(claimant);
+            waiting.len() == 1
         };
-        Box::pin(std::future::ready(resumption))
+        if is_first {
+            shared.with_transport(|transport, now, actions| transport.claim(now, client, generation, actions));
+        }
+        // The transport answers within the send deadline.
+        Box::pin(async { resumption.await.unwrap_or(Resumption::Lost) })
     }
 
     fn tag(&self) -> Tag {

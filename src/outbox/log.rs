@@ -15,6 +15,15 @@ use uuid::Uuid;
 
 use crate::transport::envelope::{Number, Tag};
 
+/// What a session's generation grows by when it gets another home: more than by all the sockets that it can have had
+/// since that home's standby heard of it last.
+pub const MOVE: u64 = 1 << 32;
+
+/// The generation of a session that gets another home.
+pub fn moved(generation: u64) -> u64 {
+    (generation & !(MOVE - 1)).saturating_add(MOVE)
+}
+
 /// A session's own numbers for its messages, from 1 on.
 pub type Position = u64;
 
@@ -56,7 +65,7 @@ pub struct Standby {
 /// The state of a session that can be resumed, beside its messages.
 #[derive(Debug)]
 pub struct Log {
-    /// Grows whenever the session moves or gets a new socket.
+    /// Grows whenever the session gets a new socket, and by [`MOVE`] when it moves.
     pub generation: u64,
     /// The client has everything up to here.
     pub had: Position,
@@ -74,6 +83,10 @@ pub struct Log {
     pub detached_since: Option<Instant>,
     /// The generation of the last connection over which the client has said something.
     pub proven: u64,
+    /// It is on its way to another node, which has it from here on.
+    pub moving: bool,
+    /// The standby was told that the client has everything up to here, in this generation.
+    pub told: Option<Position>,
 }
 
 impl Log {
@@ -89,6 +102,8 @@ impl Log {
             attachment: 0,
             detached_since: None,
             proven: 0,
+            moving: false,
+            told: None,
         }
     }
 
@@ -177,13 +192,41 @@ impl Log {
         gone as usize
     }
 
+    /// Whether the standby has to be given messages.
+    pub(super) fn has_records(&self) -> bool {
+        self.standby.is_some_and(|standby| standby.recorded < self.last)
+    }
+
+    /// Whether the standby has to be told what the client has.
+    pub(super) fn owes_had(&self) -> bool {
+        self.standby.is_some() && !self.moving && self.told != Some(self.had)
+    }
+
+    /// The next messages that the standby is to be given, by position, and its term.
+    pub(super) fn next_records(&mut self) -> Option<(u64, std::ops::RangeInclusive<Position>)> {
+        let last = self.last;
+        let standby = self.standby.as_mut()?;
+        let from = std::mem::replace(&mut standby.recorded, last) + 1;
+        (from <= last).then_some((standby.term, from..=last))
+    }
+
+    /// In a standby: the client has everything up to `position`. Returns how many messages are not needed any more.
+    pub(super) fn copy_had(&mut self, position: Position) -> usize {
+        let position = position.min(self.last);
+        let gone = position.saturating_sub(self.had);
+        self.had = self.had.max(position);
+        self.written = self.had;
+        gone as usize
+    }
+
     /// A new connection, whose client has everything up to `seq`. Returns how many messages are not needed any more.
     pub(super) fn attach(&mut self, now: Instant, seq: Position) -> usize {
         self.attachment += 1;
         self.generation += 1;
         self.detached_since = None;
+        self.told = None;
         // It may have what its last connection brought it, and had no time to say so.
-        self.written = seq.clamp(self.had, self.writable());
+        self.written = seq.clamp(self.had, self.last);
         self.had(now, self.written)
     }
 }

@@ -45,11 +45,13 @@ impl Shelf {
         Self { deliveries: VecDeque::new(), bytes: 0, waiting: 0, waiting_bytes: 0, share }
     }
 
-    /// Takes in a message for which there is no question of room: somebody else had it already.
-    pub(super) fn put(&mut self, message: Delivery) {
-        self.bytes += message.text.len();
-        self.share.take(cost(&message));
-        self.deliveries.push_back(message);
+    /// Makes room for a message that another node has taken: `false` if this one has no more for anybody.
+    pub(super) fn put(&mut self, message: &Delivery) -> bool {
+        let fits = self.share.grow(cost(message));
+        if fits {
+            self.bytes += message.text.len();
+        }
+        fits
     }
 
     /// Forgets the oldest `count` messages.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{Context, End};
 use crate::outbox::{Attachment, Outbox};
 use crate::registry::Registration;
+use crate::windows;
 
 /// The place; dropped without a word, as by a panic, it is as if the connection had broken.
 #[derive(Debug)]
@@ -58,9 +59,9 @@ impl Place {
                     return 0; // A newer connection has it.
                 }
                 if for_good {
-                    return self.context.windows.end(&self.outbox);
+                    return windows::end(&self.outbox, &self.context.registry, &*self.context.broker);
                 }
-                self.context.windows.begin(now, &self.outbox);
+                self.context.windows.begin(&self.outbox);
                 0
             }
             Kind::Left => 0,

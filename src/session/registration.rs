@@ -56,7 +56,6 @@ impl Begun {
         let attachment = outbox.attach(Instant::now(), seq);
         let place = Place::of_resumable(context, outbox.clone(), attachment);
         let ticket = Some(Box::new(Ticket { first_issue, resumed }));
-        context.broker.attached(outbox.client());
         Self { outbox, attachment, place, ticket, answer: Some(request) }
     }
 

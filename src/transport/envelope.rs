@@ -10,6 +10,8 @@
 //! ask       16 nonce
 //! answer    16 nonce | 24 as a hello from 16 on
 //! bye       (nothing)
+//! leaving   (nothing)
+//! held      16 generation | 24 term | 32 client
 //! ```
 //! Numbers are big-endian. `tag` is the sending process: new for each start. What a later version appends to
 //! a frame is ignored by this one; a frame of another version is counted and named, never guessed at.
@@ -31,10 +33,12 @@ const RECEIPT: usize = 13;
 pub const OVERHEAD: usize = 256;
 
 /// A channel of Redis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Channel {
     /// `texto:<uuid>`: messages for a client.
     Client(Uuid),
+    /// `texto:claim:<uuid>`: who wants to have this client's session; its home and its standby listen.
+    Claim(Uuid),
     /// `texto:node:<tag>`: what is for one node alone.
     Node(Tag),
     /// `texto:nodes`: what all nodes hear.
@@ -46,6 +50,7 @@ impl Channel {
     pub fn name(self) -> String {
         match self {
             Self::Client(client) => format!("texto:{client}"),
+            Self::Claim(client) => format!("texto:claim:{client}"),
             Self::Node(tag) => format!("texto:node:{tag:016x}"),
             Self::Nodes => "texto:nodes".to_owned(),
         }
@@ -59,6 +64,9 @@ impl Channel {
         }
         if let Some(tag) = rest.strip_prefix(b"node:") {
             return Some(Self::Node(u64::from_str_radix(std::str::from_utf8(tag).ok()?, 16).ok()?));
+        }
+        if let Some(client) = rest.strip_prefix(b"claim:") {
+            return Some(Self::Claim(Uuid::try_parse_ascii(client).ok()?));
         }
         Some(Self::Client(Uuid::try_parse_ascii(rest).ok()?))
     }
@@ -131,6 +139,21 @@ pub enum Frame<'a> {
     Answer(Tag, u64, Hello),
     /// This node has left in an orderly way.
     Bye(Tag),
+    /// This node will leave: nobody is to give it anything to keep.
+    Leaving(Tag),
+    /// This node has a client's session, and whoever has it in an older generation has it no more.
+    Held(Tag, Holding),
+}
+
+/// Which session a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Whose it is.
+    pub client: Uuid,
+    /// Its generation.
+    pub generation: u64,
+    /// Between two of one generation the later term wins: its standby was told more.
+    pub term: u64,
 }
 
 /// Why bytes are no frame of ours.
@@ -150,6 +173,8 @@ const HELLO: u8 = 3;
 const ASK: u8 = 4;
 const ANSWER: u8 = 5;
 const BYE: u8 = 6;
+const LEAVING: u8 = 7;
+const HELD: u8 = 8;
 
 /// The head of a message: what goes before [`body`]'s bytes.
 pub fn head(tag: Tag, place: Place) -> [u8; HEAD] {
@@ -166,11 +191,11 @@ pub fn head(tag: Tag, place: Place) -> [u8; HEAD] {
 }
 
 /// What is the same each time a message is published.
-pub fn body(id: Uuid, sender: Uuid, text: &str) -> Bytes {
+pub fn body(id: Uuid, sender: Uuid, text: &[u8]) -> Bytes {
     let mut body = BytesMut::with_capacity(32 + text.len());
     body.put_slice(id.as_bytes());
     body.put_slice(sender.as_bytes());
-    body.put_slice(text.as_bytes());
+    body.put_slice(text);
     body.freeze()
 }
 
@@ -222,6 +247,20 @@ pub fn answer(tag: Tag, nonce: u64, floor: Number, name: &str) -> Bytes {
 /// The farewell of `tag`.
 pub fn bye(tag: Tag) -> Bytes {
     begin(BYE, tag, 0).freeze()
+}
+
+/// The word of `tag` that it will leave.
+pub fn leaving(tag: Tag) -> Bytes {
+    begin(LEAVING, tag, 0).freeze()
+}
+
+/// The word of `tag` that it has a session.
+pub fn held(tag: Tag, holding: &Holding) -> Bytes {
+    let mut bytes = begin(HELD, tag, 32);
+    bytes.put_u64(holding.generation);
+    bytes.put_u64(holding.term);
+    bytes.put_slice(holding.client.as_bytes());
+    bytes.freeze()
 }
 
 fn put_hello(bytes: &mut BytesMut, floor: Number, name: &str) {
@@ -276,6 +315,11 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Foreign> {
         ASK => Ok(Frame::Ask(tag, fields.u64()?)),
         ANSWER => Ok(Frame::Answer(tag, fields.u64()?, fields.hello()?)),
         BYE => Ok(Frame::Bye(tag)),
+        LEAVING => Ok(Frame::Leaving(tag)),
+        HELD => {
+            let (generation, term) = (fields.u64()?, fields.u64()?);
+            Ok(Frame::Held(tag, Holding { client: fields.uuid()?, generation, term }))
+        }
         kind => Err(Foreign::Kind(kind)),
     }
 }
@@ -314,17 +358,20 @@ mod tests {
         fn what_is_written_is_read(tag: u64, number: u64, previous: u64, floor: u64, attempt: u8, id: u128, text: String) {
             let place = Place { number, previous, floor, attempt };
             let (id, sender) = (Uuid::from_u128(id), Uuid::from_u128(!id));
-            let bytes = [&head(tag, place)[..], &body(id, sender, &text)].concat();
+            let bytes = [&head(tag, place)[..], &body(id, sender, text.as_bytes())].concat();
             let envelope = Envelope { tag, place, id, sender, text: text.as_bytes() };
             prop_assert_eq!(decode(&bytes), Ok(Frame::Message(envelope)));
             let given = vec![(number, Decision::Taken), (previous, Decision::Full), (floor, Decision::Absent)];
             let said = Hello { floor, writes: VERSION, reads: VERSION, name: text.clone() };
+            let holding = Holding { client: id, generation: number, term: floor };
             for (bytes, frame) in [
                 (receipts(tag, &given), Frame::Receipts(tag, given)),
                 (hello(tag, floor, &text), Frame::Hello(tag, said.clone())),
                 (ask(tag, number), Frame::Ask(tag, number)),
                 (answer(tag, number, floor, &text), Frame::Answer(tag, number, said)),
                 (bye(tag), Frame::Bye(tag)),
+                (leaving(tag), Frame::Leaving(tag)),
+                (held(tag, &holding), Frame::Held(tag, holding)),
             ] {
                 prop_assert_eq!(decode(&bytes), Ok(frame));
             }
@@ -343,7 +390,13 @@ mod tests {
 
     #[test]
     fn channels() {
-        for channel in [Channel::Client(Uuid::new_v4()), Channel::Node(7), Channel::Node(u64::MAX), Channel::Nodes] {
+        for channel in [
+            Channel::Client(Uuid::new_v4()),
+            Channel::Claim(Uuid::new_v4()),
+            Channel::Node(7),
+            Channel::Node(u64::MAX),
+            Channel::Nodes,
+        ] {
             assert_eq!(Channel::parse(channel.name().as_bytes()), Some(channel));
         }
         assert_eq!(Channel::parse(b"texto:nobody"), None);

@@ -124,6 +124,17 @@ impl<T> Inbox<T> {
         self.lanes.shrink_to(self.prune_at);
     }
 
+    /// What has been taken of each lane.
+    pub fn taken(&self) -> impl Iterator<Item = (Tag, Uuid, Number)> {
+        self.lanes.iter().map(|((tag, sender), lane)| (*tag, *sender, lane.taken))
+    }
+
+    /// Another node has decided this lane up to `number`, and taken that.
+    pub fn learn(&mut self, tag: Tag, sender: Uuid, number: Number) {
+        let lane = self.lanes.entry((tag, sender)).or_default();
+        lane.taken = lane.taken.max(number);
+    }
+
     /// Whether nothing is remembered.
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()

@@ -28,6 +28,10 @@ const LOOKED: Duration = Duration::from_secs(1);
 const LATELY: Duration = Duration::from_secs(60);
 /// After the first link is synced, for so long nobody is declared absent: the others have not said hello yet.
 const INTRODUCTION: Duration = Duration::from_millis(500);
+/// A node that no server knows at so many looks in a row is gone.
+const GONE: u32 = 2;
+/// A node that is subscribed, and says no hello for so long, is as good as gone.
+const SILENT: Duration = Duration::from_secs(6);
 /// Questions that wait for an answer.
 const MOST_ASKED: usize = 1024;
 /// A question may find its node not subscribed yet: it is asked again after this, doubling, as long as there is reason.
@@ -50,11 +54,31 @@ struct Inner {
     listening: Option<Instant>,
 }
 
+impl Inner {
+    fn own_hello(&self, me: Tag) -> Instant {
+        self.known.get(&me).map_or_else(Instant::now, |peer| peer.heard)
+    }
+}
+
 #[derive(Debug)]
 struct Peer {
     floor: Number,
     heard: Instant,
     absence: Absence,
+    /// Looks at all servers in a row that did not find it.
+    unseen: u32,
+    leaving: bool,
+}
+
+impl Peer {
+    fn new(now: Instant, floor: Number) -> Self {
+        Self { floor, heard: now, absence: Absence::None, unseen: 0, leaving: false }
+    }
+
+    /// `own`: when this node heard its own hello last. Cut off, it hears nobody's.
+    fn is_gone(&self, own: Instant) -> bool {
+        self.unseen >= GONE || own.saturating_duration_since(self.heard) >= SILENT
+    }
 }
 
 /// Whether a node has its subscriptions on some server.
@@ -93,7 +117,7 @@ impl Peers {
     /// Knows this node alone.
     pub fn new(now: Instant, me: Tag) -> Self {
         let peers = Self { me, inner: RwLock::default() };
-        peers.write().known.insert(me, Peer { floor: 0, heard: now, absence: Absence::None });
+        peers.write().known.insert(me, Peer::new(now, 0));
         peers
     }
 
@@ -166,7 +190,7 @@ impl Peers {
             return false;
         }
         inner.asked.remove(&tag);
-        let new = Peer { floor: hello.floor, heard: now, absence: Absence::None };
+        let new = Peer::new(now, hello.floor);
         inner.known.insert(tag, new).is_none()
     }
 
@@ -201,12 +225,54 @@ impl Peers {
 
     /// A server has all the subscriptions of these nodes.
     pub fn present(&self, tags: &HashSet<Tag>) {
-        let is_back = |(tag, peer): (&Tag, &Peer)| peer.absence != Absence::None && tags.contains(tag);
-        if self.read().known.iter().any(is_back) {
+        let is_away = |peer: &Peer| peer.absence != Absence::None || peer.unseen > 0;
+        if self.read().known.iter().any(|(tag, peer)| is_away(peer) && tags.contains(tag)) {
             let mut inner = self.write();
-            let back = inner.known.iter_mut().filter(|(tag, _)| tags.contains(tag));
-            back.for_each(|(_, peer)| peer.absence = Absence::None);
+            for (_, peer) in inner.known.iter_mut().filter(|(tag, _)| tags.contains(tag)) {
+                (peer.absence, peer.unseen) = (Absence::None, 0);
+            }
         }
+    }
+
+    /// All servers were asked for these nodes' own channels, and have these.
+    pub fn looked(&self, asked: &[Tag], present: &HashSet<Tag>) {
+        let mut inner = self.write();
+        for tag in asked {
+            if let Some(peer) = inner.known.get_mut(tag) {
+                peer.unseen = if present.contains(tag) { 0 } else { peer.unseen + 1 };
+            }
+        }
+    }
+
+    /// `tag` is about to leave.
+    pub fn leaving(&self, tag: Tag) {
+        if let Some(peer) = self.write().known.get_mut(&tag) {
+            peer.leaving = true;
+        }
+    }
+
+    /// Whether `tag` lives no more, as far as can be seen from here.
+    pub fn is_gone(&self, tag: Tag) -> bool {
+        let inner = self.read();
+        tag != self.me && inner.known.get(&tag).is_none_or(|peer| peer.is_gone(inner.own_hello(self.me)))
+    }
+
+    /// Whether this node's own hellos come back to it, as they do unless it is cut off.
+    pub fn hears_itself(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.read().own_hello(self.me)) < SILENT
+    }
+
+    /// Whether `tag` has said that it will leave.
+    pub fn is_leaving(&self, tag: Tag) -> bool {
+        self.read().known.get(&tag).is_some_and(|peer| peer.leaving)
+    }
+
+    /// The other nodes that can be given something to keep.
+    pub fn keepers(&self) -> Vec<Tag> {
+        let inner = self.read();
+        let own = inner.own_hello(self.me);
+        let is_well = |peer: &Peer| !peer.leaving && peer.unseen == 0 && !peer.is_gone(own);
+        inner.known.iter().filter(|(tag, peer)| **tag != self.me && is_well(peer)).map(|(tag, _)| *tag).collect()
     }
 
     /// Whether servers on which these nodes have all their subscriptions speak for everybody: who has none there is

@@ -16,6 +16,7 @@
 //! lost link needs no list of what it took with it.
 
 mod link;
+mod look;
 mod receipts;
 mod search;
 #[cfg(test)]
@@ -30,16 +31,20 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use self::link::{Link, Question, Sent, What};
+use self::look::Look;
 use self::search::Search;
 use super::envelope::{self, Channel, Decision, Number, OVERHEAD, Place, Tag};
+use super::homes::Resumption;
 use super::peers::Peers;
-use crate::outbox::Outcome;
+use crate::outbox::{Outbox, Outcome};
 
 /// A link's place; small, so that sets of them are bits.
 pub type LinkId = usize;
 /// Most links at a time.
 pub const MAX_LINKS: usize = 64;
 type Links = u64;
+/// A lane: where it leads, and whose it is.
+type Key = (Channel, Uuid);
 
 /// Commands in one batch, and about how many bytes.
 const BATCH_COMMANDS: usize = 512;
@@ -104,7 +109,7 @@ pub struct Times {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// PUBLISH of a message.
-    Message(Uuid, Place, Bytes),
+    Message(Channel, Place, Bytes),
     /// PUBLISH of something between nodes.
     Control(Channel, Bytes),
     /// PUBSUB NUMSUB.
@@ -129,12 +134,18 @@ pub struct Actions<R> {
     pub decided: Vec<(R, Outcome)>,
     /// Messages that were sent again.
     pub resent: u64,
+    /// Channels that may be wanted now, or not any more.
+    pub changed: Vec<Channel>,
+    /// Sessions that have come here, and whose clients have not.
+    pub detached: Vec<Arc<Outbox>>,
+    /// What became of claims.
+    pub claims: Vec<(Uuid, Resumption)>,
     wake: Links,
 }
 
 impl<R> Default for Actions<R> {
     fn default() -> Self {
-        Self { decided: Vec::new(), resent: 0, wake: 0 }
+        Self { decided: Vec::new(), resent: 0, changed: Vec::new(), detached: Vec::new(), claims: Vec::new(), wake: 0 }
     }
 }
 
@@ -147,7 +158,7 @@ impl<R> Actions<R> {
 
 #[derive(Debug)]
 struct Pending<R> {
-    receiver: Uuid,
+    to: Channel,
     sender: Uuid,
     body: Bytes,
     reply: R,
@@ -176,9 +187,9 @@ pub struct Sender<R> {
     next: Number,
     bytes: usize,
     log: BTreeMap<Number, Pending<R>>,
-    /// For each receiver and sender, what is unsettled between them, in order.
-    lanes: HashMap<(Uuid, Uuid), VecDeque<Number>>,
-    searches: BTreeMap<Uuid, Search>,
+    /// What is unsettled in each lane, in order.
+    lanes: HashMap<Key, VecDeque<Number>>,
+    searches: BTreeMap<Channel, Search>,
     rounds: u64,
     links: Vec<Link>,
     up: Links,
@@ -190,7 +201,7 @@ pub struct Sender<R> {
     /// What was published once, by when its receipt should be there; what was sent again.
     hedges: VecDeque<(Instant, Number)>,
     hedges_again: BinaryHeap<Reverse<(Instant, Number)>>,
-    retries: BinaryHeap<Reverse<(Instant, Uuid)>>,
+    retries: BinaryHeap<Reverse<(Instant, Channel)>>,
     /// Mean time to a receipt, and its mean deviation (as RFC 6298 has it for TCP).
     trip: Duration,
     deviation: Duration,
@@ -198,6 +209,7 @@ pub struct Sender<R> {
     trip_allowed: Duration,
     tokens: f64,
     tokens_at: Instant,
+    look: Look,
 }
 
 impl<R> Sender<R> {
@@ -227,6 +239,7 @@ impl<R> Sender<R> {
             trip_allowed: times.hedge,
             tokens: TOKENS,
             tokens_at: now,
+            look: Look::default(),
         }
     }
 
@@ -280,6 +293,16 @@ impl<R> Sender<R> {
         self.route(now, actions);
     }
 
+    /// Every channel is subscribed by `link`.
+    pub fn link_synced(&mut self, link: LinkId) {
+        self.links[link].synced = self.links[link].is_up();
+    }
+
+    /// Whether some link has every channel subscribed.
+    pub fn is_heard(&self) -> bool {
+        links(self.up).any(|link| self.links[link].synced)
+    }
+
     /// `link` is gone, and the answers to what it had with it.
     pub fn link_lost(&mut self, now: Instant, link: LinkId, actions: &mut Actions<R>) {
         let mut lost = std::mem::take(&mut self.links[link]);
@@ -304,16 +327,8 @@ impl<R> Sender<R> {
         }
     }
 
-    /// Takes a message. `body` goes behind its head each time it is published.
-    pub fn submit(
-        &mut self,
-        now: Instant,
-        sender: Uuid,
-        receiver: Uuid,
-        body: Bytes,
-        reply: R,
-        actions: &mut Actions<R>,
-    ) {
+    /// Takes a message of `sender`. `body` goes behind its head each time it is published.
+    pub fn submit(&mut self, now: Instant, sender: Uuid, to: Channel, body: Bytes, reply: R, actions: &mut Actions<R>) {
         let cost = body.len() + OVERHEAD;
         if self.bytes.saturating_add(cost) > self.times.max_bytes {
             actions.decided.push((reply, Outcome::Unreachable));
@@ -324,8 +339,8 @@ impl<R> Sender<R> {
         let number = self.next;
         self.next += 1;
         let until = now + self.patience();
-        self.lanes.entry((receiver, sender)).or_default().push_back(number);
-        let pending = Pending { receiver, sender, body, reply, until, published: None, attempt: 0, overdue: false };
+        self.lanes.entry((to, sender)).or_default().push_back(number);
+        let pending = Pending { to, sender, body, reply, until, published: None, attempt: 0, overdue: false };
         self.log.insert(number, pending);
         for link in links(self.carriers).filter(|link| self.gathers_until(now, *link).is_none()) {
             actions.wake |= bit(link);
@@ -450,12 +465,13 @@ impl<R> Sender<R> {
                 }
             }
         }
-        if !slot.questions.is_empty() && !full(&batch, slot) {
+        if (slot.look || !slot.questions.is_empty()) && !full(&batch, slot) {
+            slot.look = false;
             let count = slot.questions.len().min(ASKED_AT_ONCE);
             let questions: Vec<Question> = slot.questions.drain(..count).collect();
             let nodes = self.peers.tags();
-            let clients = questions.iter().map(|(client, _)| Channel::Client(*client));
-            batch.push(Command::Count(clients.chain(nodes.iter().map(|tag| Channel::Node(*tag))).collect()));
+            let channels = questions.iter().map(|(channel, _)| *channel);
+            batch.push(Command::Count(channels.chain(nodes.iter().map(|tag| Channel::Node(*tag))).collect()));
             let size = (questions.len() + nodes.len()) * 64;
             sent(slot, What::Count { questions, nodes }, size);
         }
@@ -490,11 +506,12 @@ impl<R> Sender<R> {
                 (What::Count { questions, nodes }, Answer::Counts(counts))
                     if counts.len() == questions.len() + nodes.len() =>
                 {
-                    let (clients, present) = counts.split_at(questions.len());
+                    let (counts, present) = counts.split_at(questions.len());
                     let present: HashSet<Tag> =
                         nodes.iter().zip(present).filter(|(_, count)| **count > 0).map(|(tag, _)| *tag).collect();
                     self.peers.present(&present);
-                    for (question, count) in questions.into_iter().zip(clients) {
+                    self.look.answered(link, &present);
+                    for (question, count) in questions.into_iter().zip(counts) {
                         self.counted(now, link, question, *count, &present, actions);
                     }
                 }
@@ -527,7 +544,7 @@ impl<R> Sender<R> {
     pub fn receipts(&mut self, now: Instant, receipts: &[(Number, Decision)], actions: &mut Actions<R>) {
         for (number, decision) in receipts {
             let Some(pending) = self.log.get(number) else { continue };
-            let key = (pending.receiver, pending.sender);
+            let key = (pending.to, pending.sender);
             match decision {
                 Decision::Taken => {
                     if let (Some(at), 0) = (pending.published, pending.attempt) {
@@ -557,7 +574,7 @@ impl<R> Sender<R> {
     }
 
     /// What is taken was decided in order: so is all before it in its lane.
-    fn handed(&mut self, now: Instant, key: (Uuid, Uuid), number: Number, actions: &mut Actions<R>) {
+    fn handed(&mut self, now: Instant, key: Key, number: Number, actions: &mut Actions<R>) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         while let Some(first) = lane.front().copied().filter(|first| *first <= number) {
             lane.pop_front();
@@ -575,7 +592,7 @@ impl<R> Sender<R> {
     }
 
     /// Most pairs go on writing: a few empty lanes are kept for what comes next.
-    fn lane_is_empty(&mut self, key: (Uuid, Uuid)) {
+    fn lane_is_empty(&mut self, key: Key) {
         let is_small = self.lanes.get(&key).is_some_and(|lane| lane.capacity() <= EMPTY_LANE_MOST);
         if !is_small || self.lanes.len() > EMPTY_LANES {
             self.lanes.remove(&key);
@@ -583,7 +600,7 @@ impl<R> Sender<R> {
     }
 
     /// The lane has a new first message, which may have been waiting for its receipt for long.
-    fn first_is_new(&mut self, now: Instant, key: (Uuid, Uuid), actions: &mut Actions<R>) {
+    fn first_is_new(&mut self, now: Instant, key: Key, actions: &mut Actions<R>) {
         let lane = self.lanes.get(&key).into_iter().flatten().copied();
         let overdue = |number: &Number| self.log.get(number).is_some_and(|pending| pending.overdue);
         let again: Vec<Number> = lane.take(AGAIN_AT_ONCE).take_while(overdue).collect();
@@ -661,10 +678,10 @@ impl<R> Sender<R> {
                 for (tag, receipts) in untold {
                     self.tell_by_carriers(now, link, tag, &receipts, actions);
                 }
-                let asked: Vec<Uuid> =
+                let asked: Vec<Channel> =
                     self.searches.iter().filter(|(_, s)| s.under_way & bit(link) != 0).map(|(r, _)| *r).collect();
-                for receiver in asked {
-                    self.round_goes_on(now, receiver, actions);
+                for channel in asked {
+                    self.round_goes_on(now, channel, actions);
                 }
             }
         }
@@ -700,7 +717,7 @@ impl<R> Sender<R> {
     fn overdue(&mut self, now: Instant, number: Number, actions: &mut Actions<R>) {
         let Some(pending) = self.log.get_mut(&number) else { return };
         pending.overdue = true;
-        let key = (pending.receiver, pending.sender);
+        let key = (pending.to, pending.sender);
         if self.lanes.get(&key).and_then(VecDeque::front) == Some(&number) {
             self.send_again(now, number, actions);
         }
@@ -730,7 +747,7 @@ impl<R> Sender<R> {
     /// The deadline has passed; its successors need not wait for it any more, and their node is told so.
     fn give_up(&mut self, now: Instant, number: Number, actions: &mut Actions<R>) {
         let Some(pending) = self.log.get(&number) else { return };
-        let key = (pending.receiver, pending.sender);
+        let key = (pending.to, pending.sender);
         self.settle(number, Outcome::Unreachable, actions);
         let first = self.lanes.get(&key).and_then(|lane| lane.front().copied());
         let is_published = |number: &Number| self.log.get(number).is_some_and(|pending| pending.published.is_some());
@@ -742,7 +759,7 @@ impl<R> Sender<R> {
     /// Answers a message and forgets it.
     fn settle(&mut self, number: Number, outcome: Outcome, actions: &mut Actions<R>) {
         let Some(pending) = self.log.remove(&number) else { return };
-        let key = (pending.receiver, pending.sender);
+        let key = (pending.to, pending.sender);
         pending.end(outcome, &mut self.bytes, actions);
         if let Some(lane) = self.lanes.get_mut(&key) {
             if lane.front() == Some(&number) {
@@ -757,12 +774,12 @@ impl<R> Sender<R> {
     }
 }
 
-fn publish<R>(lanes: &HashMap<(Uuid, Uuid), VecDeque<Number>>, number: Number, pending: &Pending<R>) -> Command {
-    let lane = lanes.get(&(pending.receiver, pending.sender));
+fn publish<R>(lanes: &HashMap<Key, VecDeque<Number>>, number: Number, pending: &Pending<R>) -> Command {
+    let lane = lanes.get(&(pending.to, pending.sender));
     let before = lane.and_then(|lane| lane.binary_search(&number).ok()?.checked_sub(1).map(|at| lane[at]));
     let floor = lane.and_then(|lane| lane.front().copied()).unwrap_or(number);
     let place = Place { number, previous: before.unwrap_or(0), floor, attempt: pending.attempt };
-    Command::Message(pending.receiver, place, pending.body.clone())
+    Command::Message(pending.to, place, pending.body.clone())
 }
 
 /// Takes from `queue` what is not decided yet and whose time has come.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::envelope::{Channel, Decision, Number, body, head};
 use super::peers::HELLO_EVERY;
 use super::sender::{Actions, Answer, Command, Times};
-use super::{Gathered, Transport};
+use super::{Duty, Gathered, Transport};
 use crate::config::Limits;
 use crate::outbox::{CloseOrder, Outbox, Outcome};
 use crate::registry::{Registration, Registry};
@@ -228,8 +228,16 @@ impl World {
 
     fn node(now: Instant, life: u64, tag: u64, random: &mut fastrand::Rng) -> Node {
         let registry = Arc::new(Registry::default());
-        let transport =
-            Transport::new(now, tag, "node", TIMES, Duration::from_secs(5), registry.clone(), random.fork());
+        let transport = Transport::new(
+            now,
+            tag,
+            "node",
+            TIMES,
+            &Limits::small(16, 4096),
+            crate::outbox::tests::unbounded(),
+            registry.clone(),
+            random.fork(),
+        );
         Node {
             life,
             alive: true,
@@ -332,10 +340,12 @@ impl World {
         }
     }
 
-    fn act(&mut self, node: usize, actions: Actions<usize>) {
+    fn act(&mut self, node: usize, actions: Actions<Duty<usize>>) {
         let wake: Vec<usize> = actions.links().collect();
-        for (submission, outcome) in actions.decided {
-            self.decided(submission, outcome);
+        for (duty, outcome) in actions.decided {
+            if let Duty::Send(submission) = duty {
+                self.decided(submission, outcome);
+            }
         }
         for server in wake {
             self.send(node, server);
@@ -435,13 +445,13 @@ impl World {
                         set.remove(&(node, link));
                     }
                 }
-                Op::Do(Command::Message(receiver, mut place, body), tag) => {
+                Op::Do(Command::Message(channel, mut place, body), tag) => {
                     numbers.push(Some(place.number));
                     if self.planted == Planted::ForgottenPredecessor {
                         place.previous = 0;
                     }
                     let payload = Bytes::from([&head(tag, place)[..], &body].concat());
-                    answers.push(Answer::Receivers(self.publish(server, Channel::Client(receiver), &payload)));
+                    answers.push(Answer::Receivers(self.publish(server, channel, &payload)));
                 }
                 Op::Do(Command::Control(channel, bytes), _) => {
                     numbers.push(None);
@@ -488,9 +498,9 @@ impl World {
                 } else if alive && self.random.bool() {
                     // The connection is gone, but what it carried was read before.
                     for op in commands {
-                        if let Op::Do(Command::Message(receiver, place, body), tag) = op {
+                        if let Op::Do(Command::Message(channel, place, body), tag) = op {
                             let payload = Bytes::from([&head(tag, place)[..], &body].concat());
-                            self.publish(server, Channel::Client(receiver), &payload);
+                            self.publish(server, channel, &payload);
                         }
                     }
                 }
@@ -641,8 +651,15 @@ impl World {
             self.submissions.push(Submission { sender, receiver, node, life, at: self.now, outcome: None });
             let mut actions = Actions::default();
             let from = self.clients[sender].id;
-            let bytes = body(Uuid::from_u128(number as u128), from, "x");
-            self.nodes[node].transport.sender().submit(self.instant(), from, to, bytes, number, &mut actions);
+            let bytes = body(Uuid::from_u128(number as u128), from, b"x");
+            self.nodes[node].transport.sender().submit(
+                self.instant(),
+                from,
+                Channel::Client(to),
+                bytes,
+                Duty::Send(number),
+                &mut actions,
+            );
             self.act(node, actions);
         }
     }

@@ -13,7 +13,6 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::Shared;
 use super::connection::{self, ConnectionError, Role};
@@ -24,6 +23,7 @@ use super::subscriptions::subscriptions;
 use crate::broker::{LinkState, LinkStatus};
 use crate::config::Address;
 use crate::repeats::Repeats;
+use crate::transport::envelope::Channel;
 use crate::transport::sender::LinkId;
 
 /// A link that has held for so long may start anew at once.
@@ -35,8 +35,8 @@ pub struct Link {
     /// Its number and its server.
     slot: Slot,
     state: Mutex<State>,
-    /// Clients whose wish to be subscribed may have changed; the registry knows what they wish.
-    dirty: Mutex<HashSet<Uuid>>,
+    /// Channels that may be wanted, or not any more; the registry knows.
+    dirty: Mutex<HashSet<Channel>>,
     pub(super) dirty_wake: Notify,
     repeats: Mutex<Repeats>,
     /// Whether the log has said that it is lost, and so shall say that it is back.
@@ -79,10 +79,10 @@ impl Link {
         &self.slot.address
     }
 
-    /// `client` came or went.
-    pub fn changed(&self, client: Uuid) {
+    /// Somebody wants `channel`, or wants it no more.
+    pub fn changed(&self, channel: Channel) {
         if lock(&self.state).stage != LinkState::Connecting {
-            lock(&self.dirty).insert(client);
+            lock(&self.dirty).insert(channel);
             self.dirty_wake.notify_one();
         }
     }
@@ -189,19 +189,19 @@ impl Link {
         new
     }
 
-    /// The server did not do what `clients` wish; nobody is woken for that.
-    pub(super) fn still_due(&self, clients: Vec<Uuid>) {
-        lock(&self.dirty).extend(clients);
+    /// The server did not do what is wished of these; nobody is woken for that.
+    pub(super) fn still_due(&self, channels: Vec<Channel>) {
+        lock(&self.dirty).extend(channels);
     }
 
-    pub(super) fn take_dirty(&self, most: usize) -> Vec<Uuid> {
+    pub(super) fn take_dirty(&self, most: usize) -> Vec<Channel> {
         let mut dirty = lock(&self.dirty);
         if dirty.len() <= most {
             return dirty.drain().collect();
         }
         let some: Vec<_> = dirty.iter().take(most).copied().collect();
-        for client in &some {
-            dirty.remove(client);
+        for channel in &some {
+            dirty.remove(channel);
         }
         some
     }
@@ -256,12 +256,16 @@ mod tests {
     use texto_lab::redis_server::RedisServer;
 
     use super::*;
-    use crate::broker::redis::RedisBroker;
+    use prometheus::IntGauge;
+
     use crate::broker::redis::fleet::Fleet;
+    use crate::broker::redis::{RedisBroker, Sessions};
+    use crate::config::Limits;
     use crate::config::{RedisConfig, TopologyConfig};
     use crate::metrics::Metrics;
     use crate::sentinel::Topology;
     use crate::tasks::Tasks;
+    use crate::windows::Windows;
 
     /// Whoever holds the link holds its number.
     #[tokio::test]
@@ -278,14 +282,14 @@ mod tests {
         };
         let tasks = Tasks::default();
         tasks.end().cancel(); // The only link is the one made here.
-        let broker = RedisBroker::start(
-            &config,
-            "test",
-            Duration::ZERO,
-            Arc::default(),
-            Arc::new(Metrics::new("test").unwrap()),
-            &tasks,
-        );
+        let (limits, gauge) = (Limits::small(9, 99), IntGauge::new("detached", "for a test").unwrap());
+        let sessions = Sessions {
+            registry: Arc::default(),
+            windows: Arc::new(Windows::new(limits.resume_window, 1, gauge)),
+            budget: crate::outbox::tests::unbounded(),
+            limits,
+        };
+        let broker = RedisBroker::start(&config, "test", sessions, Arc::new(Metrics::new("test").unwrap()), &tasks);
         let mut made = None;
         let topology = Topology { master: Some(address), ..Topology::default() };
         Fleet::new(true, None).apply(

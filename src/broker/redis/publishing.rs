@@ -11,7 +11,7 @@ use super::Shared;
 use super::connection::{self, ConnectionError, Reader, Reply, Writer, pack, pack_publish};
 use super::link::Link;
 use super::probe::refusal;
-use crate::transport::envelope::{Channel, head};
+use crate::transport::envelope::head;
 use crate::transport::sender::{Answer, Command};
 
 /// What the server has yet to answer, in order.
@@ -90,9 +90,8 @@ fn name(command: &Command) -> &'static str {
 
 fn pack_command(commands: &mut Vec<u8>, shared: &Shared, command: &Command) {
     match command {
-        Command::Message(receiver, place, body) => {
-            let channel = Channel::Client(*receiver).name();
-            pack_publish(commands, channel.as_bytes(), &[&head(shared.tag(), *place), body]);
+        Command::Message(channel, place, body) => {
+            pack_publish(commands, channel.name().as_bytes(), &[&head(shared.tag(), *place), body]);
         }
         Command::Control(channel, bytes) => pack_publish(commands, channel.name().as_bytes(), &[bytes]),
         Command::Count(channels) => {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::time::{MissedTickBehavior, interval};
-use uuid::Uuid;
 
 use super::Shared;
 use super::connection::{ConnectionError, Reader, Reply, Writer, is_for_later, pack};
@@ -27,7 +26,7 @@ enum Owed {
 
 /// Whose channels a command is about.
 enum Of {
-    Clients(Vec<Uuid>),
+    Sessions(Vec<Channel>),
     Node,
 }
 
@@ -41,7 +40,7 @@ pub(super) async fn subscriptions(
 ) -> Result<Infallible, ConnectionError> {
     let limit = shared.config.heartbeat_timeout;
     let began = Instant::now();
-    let mut replay: VecDeque<Uuid> = shared.registry.clients().into();
+    let mut replay: VecDeque<Channel> = shared.registry.channels().into();
     let channels = replay.len();
     let mut own = shared.own_channels();
     let mut synced = false;
@@ -90,7 +89,7 @@ pub(super) async fn subscriptions(
                         unconfirmed = unconfirmed.saturating_sub(left);
                         put_off = true;
                         match of {
-                            Of::Clients(clients) => link.still_due(clients),
+                            Of::Sessions(channels) => link.still_due(channels),
                             Of::Node => own = shared.own_channels(),
                         }
                     }
@@ -107,17 +106,17 @@ pub(super) async fn subscriptions(
         let room = if put_off { 0 } else { pace.room(unconfirmed) };
         if room > 0 {
             let (join, leave) = if replay.is_empty() {
-                link.take_dirty(room).into_iter().partition(|client| shared.registry.get(*client).is_some())
+                link.take_dirty(room).into_iter().partition(|channel| shared.registry.wants(*channel))
             } else {
                 let count = replay.len().min(room);
                 (replay.drain(..count).collect::<Vec<_>>(), Vec::new())
             };
-            for (command, clients) in [("SUBSCRIBE", join), ("UNSUBSCRIBE", leave)] {
-                if !clients.is_empty() {
-                    let names: Vec<_> = clients.iter().map(|client| Channel::Client(*client).name()).collect();
+            for (command, channels) in [("SUBSCRIBE", join), ("UNSUBSCRIBE", leave)] {
+                if !channels.is_empty() {
+                    let names: Vec<_> = channels.iter().map(|channel| channel.name()).collect();
                     pack_channels(&mut commands, command, names.iter().map(String::as_bytes));
-                    let left = clients.len();
-                    owed.push_back(Owed::Channels { command, of: Of::Clients(clients), left, sent: Instant::now() });
+                    let left = channels.len();
+                    owed.push_back(Owed::Channels { command, of: Of::Sessions(channels), left, sent: Instant::now() });
                     unconfirmed += left;
                 }
             }

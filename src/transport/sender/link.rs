@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use crate::transport::envelope::{Channel, Decision, Number, Tag};
 
@@ -13,6 +12,8 @@ use crate::transport::envelope::{Channel, Decision, Number, Tag};
 pub(super) struct Link {
     /// Since when it is up, if it is; a link that comes and goes is not relied on.
     pub(super) up_since: Option<Instant>,
+    /// It hears all that is for this node.
+    pub(super) synced: bool,
     /// Until when it is not given receipts alone: some did not arrive.
     pub(super) doubted_until: Option<Instant>,
     /// Messages from here on have not been given to it, as far as it carries.
@@ -26,6 +27,8 @@ pub(super) struct Link {
     pub(super) receipts: BTreeMap<Tag, Vec<(Number, Decision)>>,
     pub(super) receipts_in_flight: usize,
     pub(super) questions: Vec<Question>,
+    /// It is to be asked which nodes it has.
+    pub(super) look: bool,
     pub(super) flight: VecDeque<Sent>,
     pub(super) flight_bytes: usize,
     pub(super) busy_since: Option<Instant>,
@@ -38,8 +41,8 @@ pub(super) struct Link {
     pub(super) strangers: u64,
 }
 
-/// A receiver, and the round of its search.
-pub(super) type Question = (Uuid, u64);
+/// Where a message goes to, and the round of the search for somebody there.
+pub(super) type Question = (Channel, u64);
 
 #[derive(Debug)]
 pub(super) struct Sent {
@@ -80,5 +83,6 @@ impl Link {
             || !self.control.is_empty()
             || !self.receipts.is_empty()
             || !self.questions.is_empty()
+            || self.look
     }
 }

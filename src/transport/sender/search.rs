@@ -8,12 +8,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
-use uuid::Uuid;
-
 use super::link::Question;
 use super::{Actions, LinkId, Links, PAUSE_FIRST, PAUSE_MOST, Sender, bit, links, master_or_first};
 use crate::outbox::Outcome;
-use crate::transport::envelope::{Number, Tag};
+use crate::transport::envelope::{Channel, Number, Tag};
 
 /// Messages that are published once more when their receiver is found.
 const FOUND_AT_ONCE: usize = 128;
@@ -42,7 +40,7 @@ impl<R> Sender<R> {
     /// Nobody was counted for a message: is its receiver subscribed anywhere?
     pub(super) fn seek(&mut self, now: Instant, link: LinkId, number: Number, count: u64, actions: &mut Actions<R>) {
         let Some(pending) = self.log.get(&number) else { return };
-        let receiver = pending.receiver;
+        let receiver = pending.to;
         let search = self.searches.entry(receiver).or_default();
         search.last_count = count;
         if search.asked.contains(&number) || !search.next.insert(number) {
@@ -53,7 +51,7 @@ impl<R> Sender<R> {
         }
     }
 
-    pub(super) fn begin_round(&mut self, now: Instant, receiver: Uuid, on: Links, actions: &mut Actions<R>) {
+    pub(super) fn begin_round(&mut self, now: Instant, receiver: Channel, on: Links, actions: &mut Actions<R>) {
         let Some(search) = self.searches.get_mut(&receiver) else { return };
         let mut asked = std::mem::take(&mut search.asked);
         asked.append(&mut search.next);
@@ -70,7 +68,7 @@ impl<R> Sender<R> {
     }
 
     /// Asks `on` who is subscribed; with nobody to ask, later.
-    fn ask(&mut self, now: Instant, receiver: Uuid, on: Links, actions: &mut Actions<R>) {
+    fn ask(&mut self, now: Instant, receiver: Channel, on: Links, actions: &mut Actions<R>) {
         let up = on & self.up;
         let Some(search) = self.searches.get_mut(&receiver) else { return };
         search.under_way |= up;
@@ -83,7 +81,7 @@ impl<R> Sender<R> {
         }
     }
 
-    fn later(&mut self, now: Instant, receiver: Uuid) {
+    fn later(&mut self, now: Instant, receiver: Channel) {
         let Some(search) = self.searches.get_mut(&receiver) else { return };
         let pause = PAUSE_FIRST.saturating_mul(1 << search.rounds.min(7)).min(PAUSE_MOST);
         let at = now + pause.mul_f64(0.5 + 0.5 * self.random.f64());
@@ -126,7 +124,7 @@ impl<R> Sender<R> {
         self.round_goes_on(now, receiver, actions);
     }
 
-    pub(super) fn round_goes_on(&mut self, now: Instant, receiver: Uuid, actions: &mut Actions<R>) {
+    pub(super) fn round_goes_on(&mut self, now: Instant, receiver: Channel, actions: &mut Actions<R>) {
         let silent = links(self.up).filter(|link| self.links[*link].suspect).fold(0, |set, link| set | bit(link));
         let Some(search) = self.searches.get_mut(&receiver) else { return };
         if search.retry.is_some() {
@@ -159,7 +157,7 @@ impl<R> Sender<R> {
             let mut keys = BTreeSet::new();
             for number in asked {
                 if let Some(pending) = self.log.get(&number) {
-                    keys.insert((pending.receiver, pending.sender));
+                    keys.insert((pending.to, pending.sender));
                     self.settle(number, Outcome::NotConnected, actions);
                 }
             }

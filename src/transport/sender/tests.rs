@@ -13,7 +13,7 @@ fn sender(count: usize, size: usize) -> (Sender<usize>, Instant) {
     sender.link_up(now, LINK, &mut actions);
     sender.set_master(now, Some(LINK), &mut actions);
     for number in 0..count {
-        let (from, to) = (Uuid::from_u128(number as u128), Uuid::from_u128(0));
+        let (from, to) = (Uuid::from_u128(number as u128), Channel::Client(Uuid::from_u128(0)));
         sender.submit(now, from, to, vec![0; size].into(), number, &mut actions);
     }
     (sender, now)
