@@ -2,122 +2,18 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use std::io::{BufRead, BufReader};
+#[path = "browser/page.rs"]
+mod page;
+
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use fantoccini::{Client as Browser, ClientBuilder, Locator};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use page::{Chromium, Page};
+use serde_json::json;
 use texto_lab::client::{Answer, Client};
 use texto_lab::gateway::Gateway;
-use texto_lab::process::{Process, find, until};
 use texto_lab::proxy::Proxy;
 use uuid::Uuid;
-
-const LIMIT: Duration = Duration::from_secs(30);
-
-/// A browser that ends with the test, however the test ends.
-struct Chromium {
-    browser: Browser,
-    _profile: TempDir,
-    _driver: Process,
-}
-
-impl Chromium {
-    async fn start() -> Self {
-        find("chromium", "chromium").unwrap();
-        let program = find("chromedriver", "chromium-driver").unwrap();
-        let mut driver = Process::start("chromedriver", &program, |command| {
-            command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null());
-        })
-        .unwrap();
-        let output = BufReader::new(driver.child().stdout.take().unwrap());
-        let port = output.lines().map_while(Result::ok).find_map(|line| {
-            let rest = line.split_once("started successfully on port ")?.1;
-            rest.trim_end_matches('.').parse::<u16>().ok()
-        });
-        let profile = TempDir::new().unwrap();
-        let arguments = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--disable-dev-shm-usage",
-            &format!("--user-data-dir={}", profile.path().display()),
-        ];
-        let options = json!({ "goog:chromeOptions": { "args": arguments } });
-        let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
-        builder.capabilities(options.as_object().unwrap().clone());
-        let address = format!("http://127.0.0.1:{}", port.expect("chromedriver names its port"));
-        let browser = builder.connect(&address).await.unwrap();
-        Self { browser, _profile: profile, _driver: driver }
-    }
-}
-
-/// One page; pages of a browser are windows of it.
-struct Page<'a> {
-    browser: &'a Browser,
-    window: fantoccini::wd::WindowHandle,
-}
-
-impl<'a> Page<'a> {
-    async fn open(chromium: &'a Chromium, url: &str) -> Page<'a> {
-        let browser = &chromium.browser;
-        let window = browser.new_window(true).await.unwrap().handle;
-        browser.switch_to_window(window.clone()).await.unwrap();
-        browser.goto(url).await.unwrap();
-        Page { browser, window }
-    }
-
-    async fn eval(&self, script: &str) -> Value {
-        self.browser.switch_to_window(self.window.clone()).await.unwrap();
-        self.browser.execute(script, vec![]).await.unwrap()
-    }
-
-    async fn until(&self, what: &str, script: &str) {
-        let result = until(what, LIMIT, async || (self.eval(script).await == json!(true)).then_some(())).await;
-        if let Err(error) = result {
-            panic!("{error}; the page says: {}", self.eval("return document.body.innerText").await);
-        }
-    }
-
-    /// The id, once there is one other than `old`.
-    async fn id(&self, old: &str) -> String {
-        let id = until("the page is connected", LIMIT, async || {
-            let script = "return document.getElementById('state').dataset.state === 'connected' \
-                          ? document.getElementById('own-id').textContent : ''";
-            let id = self.eval(script).await.as_str().unwrap().to_owned();
-            (id.len() == 36 && id != old).then_some(id)
-        });
-        id.await.unwrap()
-    }
-
-    async fn send(&self, to: &str, text: &str) {
-        self.browser.switch_to_window(self.window.clone()).await.unwrap();
-        let recipient = self.browser.find(Locator::Id("recipient")).await.unwrap();
-        recipient.clear().await.unwrap();
-        recipient.send_keys(to).await.unwrap();
-        let area = self.browser.find(Locator::Id("text")).await.unwrap();
-        area.send_keys(text).await.unwrap();
-        area.send_keys("\u{E007}").await.unwrap(); // The Enter key.
-    }
-
-    /// Waits until the last message says `text` and its state is `state` ("" for a received one).
-    async fn last(&self, text: &str, state: &str) {
-        let (text, state) = (json!(text), json!(state));
-        let script = format!(
-            "const last = document.querySelector('#log li:last-child'); \
-             return last !== null && last.querySelector('.text').textContent === {text} \
-             && (last.querySelector('.status').dataset.state ?? '') === {state}"
-        );
-        self.until(&format!("{text} is {state}"), &script).await;
-    }
-}
 
 async fn gateway(listen: &str) -> Gateway {
     Gateway::start_on(listen, Path::new(env!("CARGO_BIN_EXE_texto")), &[], &[]).await.unwrap()
@@ -192,12 +88,12 @@ async fn a_page_notices_a_connection_that_died_without_a_word() {
     // Ten seconds of silence, and five for a sign of life.
     let (took, slack) = (began.elapsed(), Duration::from_secs(3));
     assert!(took < Duration::from_secs(15) + slack, "noticed after {took:?}");
-    page.last("into the void", "failed").await;
     proxy.release();
-    let new = page.id(&id).await;
-    page.eval("document.getElementById('text').value = ''").await;
+    page.until("it was not in vain", "return document.querySelectorAll('#log .status[data-state=acked]').length === 1")
+        .await;
+    assert_eq!(page.id("").await, id);
     let mut other = Client::connect(server.address).await.unwrap();
-    let own: Uuid = new.parse().unwrap();
+    let own: Uuid = id.parse().unwrap();
     assert_eq!(other.send(own, "welcome back").await.unwrap(), Answer::Ack);
     page.last("welcome back", "").await;
 }

@@ -9,24 +9,34 @@ let lastId = null;
 const STATES = {
   connecting: "Connecting…",
   connected: "Connected",
-  waiting: "Connection lost, trying again",
+  waiting: "Reconnecting…",
   closed: "Disconnected",
 };
 
-texto.onstate = ({ state, clientId }) => {
-  $("state").textContent = STATES[state];
-  $("state").dataset.state = state;
-  const connected = state === "connected";
-  $("copy").disabled = $("share").disabled = !connected;
-  $("send").disabled = !connected;
-  if (!connected) return;
+texto.onstate = ({ state, clientId, missing, reason }) => {
+  lastId ??= clientId; // Of the page as it was before it was loaded anew.
+  // Somebody who is here already need not know how it is done.
+  const shown = state === "connecting" && lastId !== null ? "waiting" : state;
+  $("state").textContent = STATES[shown];
+  $("state").dataset.state = shown;
+  $("anew").hidden = state !== "closed";
+  // While it reconnects, a message waits, and the id stays.
+  $("copy").disabled = $("share").disabled = $("send").disabled = clientId === null;
+  if (reason === "elsewhere") notify("You go on in another tab or window.");
+  if (state !== "connected") return;
   $("own-id").textContent = clientId;
   if (lastId !== null && lastId !== clientId) {
-    $("notice").textContent = "You were connected anew and have a new id: give it to those who write to you.";
-    $("notice").classList.add("news");
+    notify("You were connected anew and have a new id: give it to those who write to you.");
+  } else if (missing) {
+    notify("You were away for too long: some messages may be missing.");
   }
   lastId = clientId;
 };
+
+function notify(text) {
+  $("notice").textContent = text;
+  $("notice").classList.add("news");
+}
 
 texto.onreceive = ({ senderId, text }) => {
   addMessage({ peer: senderId, text, mine: false });
@@ -137,7 +147,7 @@ $("form").addEventListener("submit", (event) => {
     $("recipient").focus();
     return;
   }
-  if (text.trim() === "" || texto.state !== "connected") return;
+  if (text.trim() === "" || $("send").disabled) return;
   $("text").value = "";
   grow();
   remember(peer);
@@ -186,6 +196,7 @@ function readLink() {
     $("text").focus();
   }
 }
+$("anew").onclick = () => texto.connect();
 addEventListener("hashchange", readLink);
 readLink();
 texto.connect();

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
 use crate::checker::Report;
 use crate::cluster::ClusterOptions;
+use crate::gateway;
 use crate::output;
-use crate::scenarios::{ALL, Fault, Scenario};
+use crate::scenarios::{ALL, Company, Fault, PERSONS, Scenario};
 use crate::stage::Stage;
 use crate::traffic::{Load, Plan, Traffic};
 
@@ -26,10 +27,10 @@ pub struct ChaosArgs {
     /// Print one JSON object a scenario, for machines
     #[arg(long)]
     pub json: bool,
-    /// Pairs of clients that write to each other
+    /// Pairs of clients that write to each other; and persons that can resume, where it is about those
     #[arg(long, default_value_t = 200, value_name = "COUNT")]
     pub pairs: usize,
-    /// Messages a second, of all together; more than can be answered is as much as can be
+    /// Messages a second, of all together; more than can be answered is as much as can be. Persons send half as many
     #[arg(long, default_value_t = 2000.0, value_name = "COUNT")]
     pub rate: f64,
     /// Gateways
@@ -67,14 +68,17 @@ pub struct Verdict {
     pub kept: bool,
     /// Those that were not.
     pub broken: Vec<String>,
-    /// The longest silence without a fault, in milliseconds: the machine's own noise.
+    /// The longest silence without a fault, in milliseconds: the machine's own noise. Of persons, the longest time that a
+    /// message was on its way.
     pub noise_ms: f64,
-    /// The longest silence from the fault on, beyond the noise, in milliseconds.
+    /// The same from the fault on, beyond the noise, in milliseconds.
     pub silence_ms: f64,
     /// What is allowed, in milliseconds.
     pub limit_ms: f64,
     /// How long the whole took, in seconds.
     pub took_s: f64,
+    /// What else was measured.
+    pub notes: Vec<String>,
     /// All the figures.
     pub report: Report,
 }
@@ -84,14 +88,15 @@ pub struct Verdict {
 /// # Errors
 /// When a scenario is unknown, or the servers can't be started.
 pub async fn run(args: &ChaosArgs) -> Result<bool> {
+    let all = || ALL.iter().chain(PERSONS);
     if args.list {
-        for scenario in ALL {
+        for scenario in all() {
             output::line(format_args!("{:<34} {}", scenario.name, scenario.about))?;
         }
         return Ok(true);
     }
     for name in &args.scenarios {
-        if !ALL.iter().any(|scenario| scenario.name == name) {
+        if !all().any(|scenario| scenario.name == name) {
             bail!("there is no scenario {name:?}: `texto chaos --list` names them");
         }
     }
@@ -101,7 +106,7 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     };
     let chosen = |scenario: &&Scenario| args.scenarios.is_empty() || args.scenarios.iter().any(|n| n == scenario.name);
     let mut verdicts = Vec::new();
-    for scenario in ALL.iter().filter(chosen) {
+    for scenario in all().filter(chosen) {
         if !args.json {
             output::line(format_args!("{}: {}", scenario.name, scenario.about))?;
         }
@@ -124,7 +129,7 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
         }
     }
     if !args.json {
-        print_table(&verdicts)?;
+        print_tables(&verdicts)?;
     }
     Ok(verdicts.iter().all(|verdict| verdict.kept))
 }
@@ -148,42 +153,99 @@ pub async fn judge(scenario: &Scenario, binary: &Path, args: &ChaosArgs) -> Resu
     if args.no_standby {
         flags.push("--standby-subscriptions=false");
     }
+    let folder = tempfile::TempDir::with_prefix("texto-keys-")?;
+    let keys;
+    if scenario.persons.is_some() {
+        keys = gateway::session_key_file(binary, folder.path()).await?;
+        flags.extend(["--session-key-file", keys.to_str().context("a strange path")?]);
+    }
     let network = scenario.network.then_some(args.gateways);
     let mut stage = Stage::start_with(binary, &options, args.gateways, &flags, network).await?;
-    let load = Load { pairs: args.pairs, rate: args.rate, deadline: DEADLINE };
-    let traffic =
-        Traffic::start(&stage.addresses(), Plan { moves: scenario.moves, bytes: scenario.bytes, ..load.into() })
-            .await?;
+    let traffic = Traffic::start(&stage.addresses(), plan(scenario, args)).await?;
     let (quiet_from, quiet_to) = baseline(&traffic).await;
     let mut fault = Fault::new(&mut stage, &traffic);
     (scenario.run)(&mut fault).await?;
-    let (from, outage) = (fault.from, fault.outage);
+    let Fault { from, outage, broken, notes, .. } = fault;
     tokio::time::sleep(AFTER).await;
     let to = traffic.now();
-    let noise = traffic.checker().silence(quiet_from, quiet_to);
+    let noise = {
+        let checker = traffic.checker();
+        let noise = if scenario.persons.is_some() {
+            checker.longest_wait(quiet_from, quiet_to)
+        } else {
+            checker.silence(quiet_from, quiet_to)
+        };
+        noise.as_secs_f64() * 1000.0
+    };
     let report = traffic.finish(from, to).await?;
-    let noise_ms = noise.as_secs_f64() * 1000.0;
-    let silence_ms = (report.longest_silence_ms - noise_ms).max(0.0);
-    let limit_ms = (scenario.limit + outage).as_secs_f64() * 1000.0;
-    let mut broken = report.broken();
-    if silence_ms > limit_ms {
-        broken.push(format!("{silence_ms:.0} ms of silence, {limit_ms:.0} allowed"));
-    }
-    let wrong = report.errors.iter().filter(|(code, _)| !scenario.errors.contains(&code.as_str()));
-    if scenario.moves && report.moved == 0 {
-        broken.push("nobody was asked to go elsewhere".to_owned());
-    }
-    broken.extend(wrong.map(|(code, count)| format!("{count} answered with {code}")));
-    Ok(Verdict {
+    let mut verdict = Verdict {
         scenario: scenario.name,
-        kept: broken.is_empty(),
+        kept: false,
         broken,
-        noise_ms,
-        silence_ms,
-        limit_ms,
+        noise_ms: noise,
+        silence_ms: 0.0,
+        limit_ms: (scenario.limit + outage).as_secs_f64() * 1000.0,
         took_s: began.elapsed().as_secs_f64(),
+        notes,
         report,
-    })
+    };
+    verdict.judge(scenario);
+    Ok(verdict)
+}
+
+fn plan(scenario: &Scenario, args: &ChaosArgs) -> Plan {
+    let persons = args.pairs;
+    let plan = match (scenario.persons, scenario.company) {
+        (None, _) => Load { pairs: args.pairs, rate: args.rate, deadline: DEADLINE }.into(),
+        (Some(manners), Company::Spread) => Plan::persons(persons, manners, DEADLINE),
+        (Some(manners), Company::Together) => Plan::persons_together(persons, args.gateways, manners, DEADLINE),
+        (Some(manners), Company::Crowd) => {
+            let mut plan = Plan::persons(persons * 50, manners, DEADLINE);
+            plan.roles.iter_mut().for_each(|role| role.gateway = 0);
+            plan
+        }
+    };
+    let rate = match (scenario.persons, scenario.company) {
+        (None, _) => args.rate,
+        (Some(_), Company::Crowd) => args.rate / 10.0,
+        (Some(_), _) => args.rate / 2.0,
+    };
+    Plan { rate: Some(rate), moves: scenario.moves, bytes: scenario.bytes, ..plan }
+}
+
+impl Verdict {
+    fn judge(&mut self, scenario: &Scenario) {
+        let report = &self.report;
+        let mut broken = std::mem::take(&mut self.broken);
+        if scenario.late {
+            broken.extend(Report { unanswered: 0, ..report.clone() }.broken());
+        } else {
+            broken.extend(report.broken());
+        }
+        let (what, longest) = match scenario.persons {
+            None => ("of silence", report.longest_silence_ms),
+            Some(_) => ("that a message was on its way", report.longest_wait_ms),
+        };
+        self.silence_ms = (longest - self.noise_ms).max(0.0);
+        if self.silence_ms > self.limit_ms {
+            broken.push(format!("{:.0} ms {what}, {:.0} allowed", self.silence_ms, self.limit_ms));
+        }
+        if scenario.moves && report.moved == 0 {
+            broken.push("nobody was asked to go elsewhere".to_owned());
+        }
+        match (scenario.told, report.told) {
+            (true, 0) => broken.push("nobody was told that messages may be missing".to_owned()),
+            (false, 1..) => broken.push(format!("{} persons were told that messages may be missing", report.told)),
+            _ => {}
+        }
+        if !scenario.told && report.given_up > 0 {
+            broken.push(format!("{} messages that could not be sent again", report.given_up));
+        }
+        let wrong = report.errors.iter().filter(|(code, _)| !scenario.errors.contains(&code.as_str()));
+        broken.extend(wrong.map(|(code, count)| format!("{count} answered with {code}")));
+        self.kept = broken.is_empty();
+        self.broken = broken;
+    }
 }
 
 async fn baseline(traffic: &Traffic) -> (Duration, Duration) {
@@ -196,8 +258,9 @@ async fn baseline(traffic: &Traffic) -> (Duration, Duration) {
 fn print_line(verdict: &Verdict) -> Result<()> {
     let Verdict { report, noise_ms, silence_ms, limit_ms, .. } = verdict;
     output::line(format_args!(
-        "  {} sent, {} acknowledged, {} errors, {} lost, {} twice, {} out of order, {} unanswered, {} dropped, {} moved; \
-         silence {silence_ms:.0} ms beyond {noise_ms:.0} ms of noise ({limit_ms:.0} allowed)",
+        "  {} sent, {} acknowledged, {} errors, {} lost, {} twice, {} out of order, {} unanswered, {} dropped, {} moved, \
+         {} resumed, {} told that something may be missing, {} with another id; \
+         {silence_ms:.0} ms beyond {noise_ms:.0} ms of noise ({limit_ms:.0} allowed)",
         report.sent,
         report.acked,
         report.failed(),
@@ -207,7 +270,13 @@ fn print_line(verdict: &Verdict) -> Result<()> {
         report.unanswered,
         report.dropped_sessions,
         report.moved,
+        report.resumed,
+        report.told,
+        report.id_changed,
     ))?;
+    for note in &verdict.notes {
+        output::line(format_args!("  {note}"))?;
+    }
     for broken in &verdict.broken {
         output::line(format_args!("  BROKEN: {broken}"))?;
     }
@@ -217,12 +286,18 @@ fn print_line(verdict: &Verdict) -> Result<()> {
     Ok(())
 }
 
-fn print_table(verdicts: &[Verdict]) -> Result<()> {
-    output::line(
-        "\n| scenario | sent | errors | acked, lost | twice | out of order | unanswered | slowest answer, ms | silence, ms | allowed | |",
-    )?;
-    output::line("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|")?;
-    for Verdict { scenario, kept, silence_ms, limit_ms, report, .. } in verdicts {
+fn print_tables(verdicts: &[Verdict]) -> Result<()> {
+    let is_of_persons = |verdict: &&Verdict| PERSONS.iter().any(|scenario| scenario.name == verdict.scenario);
+    let (persons, clients): (Vec<_>, Vec<_>) = verdicts.iter().partition(is_of_persons);
+    let outcome = |verdict: &Verdict| if verdict.kept { "kept" } else { "BROKEN" };
+    if !clients.is_empty() {
+        output::line(
+            "\n| scenario | sent | errors | acked, lost | twice | out of order | unanswered | slowest answer, ms | silence, ms | allowed | |",
+        )?;
+        output::line("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|")?;
+    }
+    for verdict in clients {
+        let Verdict { scenario, silence_ms, limit_ms, report, .. } = verdict;
         output::line(format_args!(
             "| {scenario} | {} | {} | {} | {} | {} | {} | {:.0} | {silence_ms:.0} | {limit_ms:.0} | {} |",
             report.sent,
@@ -232,7 +307,28 @@ fn print_table(verdicts: &[Verdict]) -> Result<()> {
             report.out_of_order,
             report.unanswered,
             report.longest_answer_ms,
-            if *kept { "kept" } else { "BROKEN" },
+            outcome(verdict),
+        ))?;
+    }
+    if !persons.is_empty() {
+        output::line(
+            "\n| persons that can resume | sent | resumed | errors | acked, never shown | twice | out of order | id changed | longest wait, ms | allowed | |",
+        )?;
+        output::line("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|")?;
+    }
+    for verdict in persons {
+        let Verdict { scenario, silence_ms, limit_ms, report, .. } = verdict;
+        let limit = if *limit_ms < 1_000_000.0 { format!("{limit_ms:.0}") } else { "–".to_owned() };
+        output::line(format_args!(
+            "| {scenario} | {} | {} | {} | {} | {} | {} | {} | {silence_ms:.0} | {limit} | {} |",
+            report.sent,
+            report.resumed,
+            report.failed(),
+            report.acked_lost,
+            report.received_twice,
+            report.out_of_order,
+            report.id_changed,
+            outcome(verdict),
         ))?;
     }
     Ok(())

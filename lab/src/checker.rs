@@ -1,9 +1,11 @@
 //! Owns the judgement whether the promises were kept. Pure: it is fed with what clients saw.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+pub use report::Report;
 
 use crate::client::Answer;
 
@@ -21,6 +23,12 @@ pub enum Event {
     Answered(Answer),
     /// The session ended (1012) while message `number` was unanswered.
     CutShort,
+    /// The connection ended while message `number` was unanswered: it will be sent again when the session is resumed.
+    Suspended,
+    /// Message `number` was sent again, by another connection of the session.
+    SentAgain,
+    /// Message `number` is unanswered, and can't be sent again: the session is another one.
+    GivenUp,
     /// Message `number` arrived.
     Received,
     /// The gateway ended its session, with this code.
@@ -29,78 +37,62 @@ pub enum Event {
     Moved,
 }
 
-/// The figures of one run.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// Messages sent.
-    pub sent: u64,
-    /// Messages answered with `ack`.
-    pub acked: u64,
-    /// Messages answered with `error`, by code.
-    pub errors: BTreeMap<String, u64>,
-    /// Acknowledged, but never received.
-    pub acked_lost: u64,
-    /// Received more than once.
-    pub received_twice: u64,
-    /// Acknowledged, and received after a later acknowledged one of the same sender to the same receiver.
-    pub out_of_order: u64,
-    /// Not answered within the deadline.
-    pub unanswered: u64,
-    /// Answered more than once.
-    pub answered_twice: u64,
-    /// Sessions that the gateway ended, but for those in `moved`.
-    pub dropped_sessions: u64,
-    /// The same, by close code.
-    pub closes: BTreeMap<u16, u64>,
-    /// Sessions that were asked to go elsewhere (1012) where that is part of the play.
-    pub moved: u64,
-    /// The longest time in which nobody received anything, in milliseconds.
-    pub longest_silence_ms: f64,
-    /// The longest time from a send to its answer, in milliseconds.
-    pub longest_answer_ms: f64,
-    /// Half of the answers came within this, in milliseconds.
-    pub median_answer_ms: f64,
-    /// The first few messages that came out of order or twice, in words.
-    pub examples: Vec<String>,
+/// What happened to a person: a client whose session outlives its connections.
+#[derive(Clone, Copy, Debug)]
+pub enum Turn {
+    /// It came back, and was told that nothing is missing.
+    Resumed,
+    /// It came back under its id, and was told that messages may be missing: of what was sent to it until now.
+    Told,
+    /// It came back, and was somebody else.
+    Changed,
+    /// By its own wish it did nothing for so long, until now.
+    Paused(Duration),
 }
 
-impl Report {
-    /// The promises that were broken, whatever happens to Redis.
-    pub fn broken(&self) -> Vec<String> {
-        let counts = [
-            ("acknowledged but never received", self.acked_lost),
-            ("received twice", self.received_twice),
-            ("received out of order", self.out_of_order),
-            ("not answered within the deadline", self.unanswered),
-            ("answered twice", self.answered_twice),
-            ("sessions dropped", self.dropped_sessions),
-        ];
-        counts.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect()
-    }
+/// The number of what `sender` writes to `receiver`, each by its index.
+pub fn pair(sender: usize, receiver: usize) -> u32 {
+    u32::try_from(sender << 16 | receiver).unwrap_or(u32::MAX)
+}
 
-    /// Messages answered with an error, of whatever code.
-    pub fn failed(&self) -> u64 {
-        self.errors.values().sum()
-    }
+/// Sender and receiver of a pair.
+fn parties(pair: u32) -> (usize, usize) {
+    ((pair >> 16) as usize, (pair & 0xffff) as usize)
 }
 
 #[derive(Debug, Default)]
 struct Message {
     sent: Option<Duration>,
+    /// Since when an answer is due; sent again, that begins anew.
+    asked: Option<Duration>,
     answered: Option<(Duration, Answer)>,
+    /// No answer is due any more.
     cut_short: bool,
     received: u32,
+    first_received: Option<Duration>,
 }
 
 impl Message {
     fn is_acked(&self) -> bool {
         matches!(self.answered, Some((_, Answer::Ack)))
     }
+
+    /// Acknowledged and not received, or not yet.
+    fn is_missing(&self) -> bool {
+        self.is_acked() && self.received == 0
+    }
+
+    /// The same, and the receiver was not `told` so.
+    fn is_lost(&self, told: Option<Duration>) -> bool {
+        self.is_missing() && self.sent > told
+    }
 }
 
 #[derive(Debug, Default)]
 struct Pair {
     messages: Vec<Message>,
+    /// Until when the receiver knows that something may be missing.
+    told: Option<Duration>,
     /// Numbers in the order in which they first arrived.
     arrivals: Vec<(Duration, usize)>,
 }
@@ -124,9 +116,11 @@ pub struct Checker {
     deadline: Duration,
     pairs: BTreeMap<u32, Pair>,
     receipts: Vec<Duration>,
+    /// When persons did nothing by their own wish: from, to.
+    pauses: BTreeMap<usize, Vec<(Duration, Duration)>>,
     report: Report,
     failed: u64,
-    /// Messages without an answer.
+    /// Messages without an answer that is due.
     outstanding: usize,
 }
 
@@ -137,6 +131,7 @@ impl Checker {
             deadline,
             pairs: BTreeMap::new(),
             receipts: Vec::new(),
+            pauses: BTreeMap::new(),
             report: Report::default(),
             failed: 0,
             outstanding: 0,
@@ -163,21 +158,24 @@ impl Checker {
             slot.messages.resize_with(number + 1, Message::default);
         }
         let message = &mut slot.messages[number];
+        let was_lost = message.is_lost(slot.told);
         match event {
             Event::Sent => {
-                message.sent = Some(at);
+                (message.sent, message.asked) = (Some(at), Some(at));
                 report.sent += 1;
                 self.outstanding += 1;
+            }
+            Event::SentAgain => message.asked = Some(at),
+            Event::Suspended => {
+                let is_late = message.asked.take().is_some_and(|asked| at.saturating_sub(asked) > self.deadline);
+                report.unanswered += u64::from(is_late);
             }
             Event::Answered(_) if message.answered.is_some() => report.answered_twice += 1,
             Event::Answered(answer) => {
                 message.answered = Some((at, answer.clone()));
                 self.outstanding -= 1;
                 match answer {
-                    Answer::Ack => {
-                        report.acked += 1;
-                        report.acked_lost += u64::from(message.received == 0);
-                    }
+                    Answer::Ack => report.acked += 1,
                     Answer::Error(code) => {
                         self.failed += 1;
                         *report.errors.entry(code.clone()).or_default() += 1;
@@ -188,23 +186,51 @@ impl Checker {
                 message.cut_short = message.sent.is_some_and(|sent| at.saturating_sub(sent) < CROSSING);
                 self.outstanding -= 1;
             }
+            Event::GivenUp => {
+                message.cut_short = true;
+                report.given_up += 1;
+                self.outstanding -= 1;
+            }
             Event::Received => {
                 self.receipts.push(at);
                 message.received += 1;
                 if message.received == 1 {
-                    report.acked_lost -= u64::from(message.is_acked());
+                    message.first_received = Some(at);
                     slot.arrivals.push((at, number));
                 } else {
                     report.received_twice += 1;
                     if report.examples.len() < EXAMPLES {
                         report.examples.push(format!(
-                            "pair {pair}: {number} came again at {at:?} (sent {:?}, answered {:?}, {} times)",
-                            message.sent, message.answered, message.received
+                            "{}: {number} came again at {at:?} (sent {:?}, answered {:?}, {} times)",
+                            named(pair),
+                            message.sent,
+                            message.answered,
+                            message.received
                         ));
                     }
                 }
             }
             Event::Dropped(_) | Event::Moved => {}
+        }
+        let is_lost = message.is_lost(slot.told);
+        report.acked_lost = report.acked_lost + u64::from(is_lost) - u64::from(was_lost);
+    }
+
+    /// Takes in what happened at `at` to a person.
+    pub fn feed_person(&mut self, at: Duration, person: usize, turn: Turn) {
+        match turn {
+            Turn::Resumed => self.report.resumed += 1,
+            Turn::Changed => self.report.id_changed += 1,
+            Turn::Paused(time) => self.pauses.entry(person).or_default().push((at.saturating_sub(time), at)),
+            Turn::Told => {
+                self.report.told += 1;
+                for (_, slot) in self.pairs.iter_mut().filter(|(pair, _)| parties(**pair).1 == person) {
+                    let lost = |slot: &Pair| slot.messages.iter().filter(|message| message.is_lost(slot.told)).count();
+                    let before = lost(slot);
+                    slot.told = Some(at);
+                    self.report.acked_lost -= (before - lost(slot)) as u64;
+                }
+            }
         }
     }
 
@@ -231,9 +257,7 @@ impl Checker {
     /// The acknowledged messages that have not arrived: their pairs and numbers.
     pub fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
         self.pairs.iter().flat_map(|(pair, slot)| {
-            let missing = |(number, message): (usize, &Message)| {
-                (message.is_acked() && message.received == 0).then_some((*pair, number))
-            };
+            let missing = |(number, message): (usize, &Message)| message.is_lost(slot.told).then_some((*pair, number));
             slot.messages.iter().enumerate().filter_map(missing)
         })
     }
@@ -246,20 +270,42 @@ impl Checker {
         times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
-    /// The judgement at `now`, over silence between `from` and `to`.
+    /// The longest time that an acknowledged message was on its way that arrived between `from` and `to`, but for the
+    /// pauses of its sender and its receiver.
+    pub fn longest_wait(&self, from: Duration, to: Duration) -> Duration {
+        let wait = |pair: u32, message: &Message| {
+            let (sent, came) = (message.sent?, message.first_received?);
+            if !message.is_acked() || came < from || came > to {
+                return None;
+            }
+            let (sender, receiver) = parties(pair);
+            let pauses = [sender, receiver].into_iter().filter_map(|person| self.pauses.get(&person)).flatten();
+            Some(came.saturating_sub(sent).saturating_sub(covered(sent, came, pauses)))
+        };
+        let waits = self.pairs.iter().flat_map(|(pair, slot)| slot.messages.iter().filter_map(|m| wait(*pair, m)));
+        waits.max().unwrap_or_default()
+    }
+
+    /// The judgement at `now`, over silence and waits between `from` and `to`.
     pub fn report(&self, now: Duration, from: Duration, to: Duration) -> Report {
         let mut report = self.report.clone();
         let mut times = Vec::new();
         for (pair, slot) in &self.pairs {
             for message in &slot.messages {
-                let Some(sent) = message.sent else { continue };
-                let took = match &message.answered {
-                    Some((at, _)) => {
-                        times.push(at.saturating_sub(sent));
-                        at.saturating_sub(sent)
+                report.told_missing += u64::from(message.is_missing() && !message.is_lost(slot.told));
+                if message.sent.is_none() {
+                    continue;
+                }
+                let took = match (&message.answered, message.asked) {
+                    (Some((at, _)), asked) => {
+                        let took = at.saturating_sub(asked.unwrap_or(*at));
+                        times.push(took);
+                        took
                     }
-                    None if message.cut_short => continue,
-                    None => now.saturating_sub(sent),
+                    (None, _) if message.cut_short => continue,
+                    // Its connection ended, and it was never sent again: its person is still away.
+                    (None, None) => Duration::MAX,
+                    (None, Some(asked)) => now.saturating_sub(asked),
                 };
                 report.unanswered += u64::from(took > self.deadline);
             }
@@ -268,140 +314,44 @@ impl Checker {
                 if report.examples.len() < EXAMPLES {
                     let Message { sent, answered, .. } = &slot.messages[number];
                     report.examples.push(format!(
-                        "pair {pair}: {number} came at {at:?}, after {before} (sent {sent:?}, answered {answered:?})"
+                        "{}: {number} came at {at:?}, after {before} (sent {sent:?}, answered {answered:?})",
+                        named(*pair)
                     ));
                 }
             }
         }
+        let lost = self.lost().take(EXAMPLES.saturating_sub(report.examples.len()));
+        report.examples.extend(lost.map(|(pair, number)| {
+            let Message { sent, answered, .. } = &self.pairs[&pair].messages[number];
+            format!("{}: {number} never came (sent {sent:?}, answered {answered:?})", named(pair))
+        }));
         times.sort_unstable();
-        let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1000.0);
-        report.longest_answer_ms = ms(times.last());
-        report.median_answer_ms = ms(times.get(times.len() / 2));
-        report.longest_silence_ms = self.silence(from, to).as_secs_f64() * 1000.0;
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        report.longest_answer_ms = times.last().copied().map_or(0.0, ms);
+        report.median_answer_ms = times.get(times.len() / 2).copied().map_or(0.0, ms);
+        report.longest_silence_ms = ms(self.silence(from, to));
+        report.longest_wait_ms = ms(self.longest_wait(from, to));
         report
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    /// Ten messages, one every 10 ms, each answered and received 1 ms later, but for what `spoil` does.
-    fn run(spoil: impl Fn(usize, &Event) -> Vec<(usize, Event)>) -> Report {
-        let mut checker = Checker::new(100 * MS);
-        for number in 0..10 {
-            let at = 10 * MS * u32::try_from(number).unwrap();
-            checker.feed(at, 0, number, &Event::Sent);
-            for event in [Event::Received, Event::Answered(Answer::Ack)] {
-                for (number, event) in spoil(number, &event) {
-                    checker.feed(at + MS, 0, number, &event);
-                }
-            }
-        }
-        checker.report(Duration::from_secs(1), Duration::ZERO, 100 * MS)
-    }
-
-    fn keep(number: usize, event: &Event) -> Vec<(usize, Event)> {
-        vec![(number, event.clone())]
-    }
-
-    #[test]
-    fn kept_promises_are_no_complaint() {
-        let report = run(keep);
-        assert_eq!(report.broken(), Vec::<String>::new());
-        assert_eq!((report.sent, report.acked), (10, 10));
-        assert!((report.longest_silence_ms - 10.0).abs() < 0.01, "{report:?}");
-    }
-
-    #[test]
-    fn a_false_ack_is_caught() {
-        let report = run(|number, event| match event {
-            Event::Received if number == 4 => vec![],
-            _ => keep(number, event),
-        });
-        assert_eq!(report.acked_lost, 1);
-        assert!((report.longest_silence_ms - 20.0).abs() < 0.01, "{report:?}");
-    }
-
-    #[test]
-    fn a_repeated_message_is_caught() {
-        let report = run(|number, event| match event {
-            Event::Received if number == 4 => vec![(4, event.clone()), (4, event.clone())],
-            _ => keep(number, event),
-        });
-        assert_eq!((report.received_twice, report.out_of_order), (1, 0));
-    }
-
-    #[test]
-    fn a_swapped_message_is_caught() {
-        let report = run(|number, event| match (event, number) {
-            (Event::Received, 4) => vec![],
-            (Event::Received, 5) => vec![(5, event.clone()), (4, event.clone())],
-            _ => keep(number, event),
-        });
-        assert_eq!((report.out_of_order, report.acked_lost, report.received_twice), (1, 0, 0));
-    }
-
-    #[test]
-    fn a_missing_or_second_answer_is_caught() {
-        let report = run(|number, event| match event {
-            Event::Answered(_) if number == 4 => vec![],
-            Event::Answered(_) if number == 5 => vec![(5, event.clone()), (5, event.clone())],
-            _ => keep(number, event),
-        });
-        assert_eq!((report.unanswered, report.answered_twice), (1, 1));
-    }
-
-    #[test]
-    fn a_late_answer_is_caught() {
-        let mut checker = Checker::new(100 * MS);
-        checker.feed(Duration::ZERO, 0, 0, &Event::Sent);
-        checker.feed(101 * MS, 0, 0, &Event::Answered(Answer::Error("EBROKER".to_owned())));
-        let report = checker.report(200 * MS, Duration::ZERO, 200 * MS);
-        assert_eq!((report.unanswered, report.failed()), (1, 1));
-    }
-
-    /// An error means "not acknowledged", not "not shown": it has no place in the order, but is shown once.
-    #[test]
-    fn order_holds_among_the_acknowledged() {
-        let refused = |spoilt: usize, again: usize| {
-            run(move |number, event| match event {
-                Event::Answered(_) if number == spoilt => {
-                    vec![(number, Event::Answered(Answer::Error("EBROKER".to_owned())))]
-                }
-                Event::Received if number == 4 => vec![],
-                Event::Received if number == 5 => vec![(5, event.clone()), (4, event.clone())],
-                Event::Received if number == again => vec![(number, event.clone()), (4, event.clone())],
-                _ => keep(number, event),
-            })
-        };
-        for (spoilt, late) in [(3, 1), (4, 0), (5, 0)] {
-            let report = refused(spoilt, 99);
-            assert_eq!((report.out_of_order, report.acked_lost, report.received_twice), (late, 0, 0), "{spoilt}");
-        }
-        assert_eq!(refused(4, 7).received_twice, 1);
-    }
-
-    #[test]
-    fn a_send_that_crosses_the_farewell_is_not_owed_an_answer() {
-        for (age, unanswered) in [(CROSSING / 2, 0), (CROSSING * 2, 1)] {
-            let mut checker = Checker::new(100 * MS);
-            checker.feed(Duration::ZERO, 0, 0, &Event::Sent);
-            checker.feed(age, 0, 0, &Event::CutShort);
-            checker.feed(age, 0, 0, &Event::Moved);
-            let report = checker.report(Duration::from_secs(9), Duration::ZERO, Duration::ZERO);
-            assert_eq!((report.unanswered, report.moved, report.dropped_sessions), (unanswered, 1, 0), "{age:?}");
-            assert_eq!(checker.outstanding(), 0);
-        }
-    }
-
-    #[test]
-    fn a_dropped_session_is_caught() {
-        let mut checker = Checker::new(100 * MS);
-        checker.feed(Duration::ZERO, 0, 0, &Event::Dropped(1013));
-        assert_eq!(checker.report(MS, Duration::ZERO, MS).broken(), ["1 sessions dropped"]);
-    }
+fn named(pair: u32) -> String {
+    let (sender, receiver) = parties(pair);
+    format!("{sender} to {receiver}")
 }
+
+/// How much of the time between `from` and `to` is in any of `pauses`.
+fn covered<'a>(from: Duration, to: Duration, pauses: impl Iterator<Item = &'a (Duration, Duration)>) -> Duration {
+    let mut pauses: Vec<_> = pauses.map(|(start, end)| ((*start).max(from), (*end).min(to))).collect();
+    pauses.retain(|(start, end)| start < end);
+    pauses.sort_unstable();
+    let (mut sum, mut until) = (Duration::ZERO, from);
+    for (start, end) in pauses {
+        sum += end.saturating_sub(start.max(until));
+        until = until.max(end);
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,18 @@ pub struct Gateway {
     pub address: SocketAddr,
     process: Process,
     log: Arc<Mutex<Vec<String>>>,
+}
+
+/// A file of a new key for sessions that can be resumed, which all gateways of a deployment share; made by `binary`.
+///
+/// # Errors
+/// When it can't make one.
+pub async fn session_key_file(binary: &Path, folder: &Path) -> Result<PathBuf> {
+    let output = tokio::process::Command::new(binary).arg("session-key").output().await?;
+    anyhow::ensure!(output.status.success(), "{} has no key for us: {output:?}", binary.display());
+    let file = folder.join("session-keys");
+    tokio::fs::write(&file, output.stdout).await?;
+    Ok(file)
 }
 
 const START: Duration = Duration::from_secs(10);

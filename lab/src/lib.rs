@@ -8,6 +8,7 @@ pub mod client;
 pub mod cluster;
 pub mod demo;
 pub mod fake_gateway;
+pub mod fake_home;
 pub mod fake_sentinel;
 pub mod gateway;
 pub mod http;

@@ -24,6 +24,7 @@ pub struct Proxy {
     /// Where it listens.
     pub address: SocketAddr,
     road: watch::Sender<Road>,
+    cuts: watch::Sender<()>,
     counts: Arc<Counts>,
     _task: JoinSet<()>,
 }
@@ -54,10 +55,21 @@ impl Proxy {
         let road = watch::channel(Road::default()).0;
         let counts = Arc::<Counts>::default();
         let (target, roads, counted) = (target.to_owned(), road.clone(), counts.clone());
+        let (cuts, mut cut) = watch::channel(());
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
+            loop {
+                let (stream, _) = tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok(accepted) => accepted,
+                        Err(_) => return,
+                    },
+                    Ok(()) = cut.changed() => {
+                        connections.shutdown().await;
+                        continue;
+                    }
+                };
                 counted.connections.fetch_add(1, Ordering::Relaxed);
                 let (target, counts) = (target.clone(), counted.clone());
                 let road = (roads.subscribe(), roads.subscribe());
@@ -68,7 +80,7 @@ impl Proxy {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { address, road, counts, _task: task })
+        Ok(Self { address, road, cuts, counts, _task: task })
     }
 
     /// From now on bytes travel for `delay`, in each direction.
@@ -84,6 +96,11 @@ impl Proxy {
     /// Lets go on what stood still.
     pub fn release(&self) {
         self.road.send_modify(|road| road.held = false);
+    }
+
+    /// Breaks all connections that stand; what was on its way is lost. New ones are taken.
+    pub fn cut(&self) {
+        self.cuts.send_replace(());
     }
 
     /// Connections taken so far.
@@ -206,6 +223,18 @@ mod tests {
         proxy.release();
         let mut answer = [0; 4];
         stream.read_exact(&mut answer).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_cut_breaks_what_stands_and_takes_what_comes() {
+        let (proxy, mut stream, mut server) = echo().await;
+        round(&mut stream).await;
+        proxy.hold();
+        stream.write_all(b"lost").await.unwrap();
+        proxy.cut();
+        assert!(stream.read(&mut [0; 4]).await.is_ok_and(|count| count == 0), "it has ended");
+        server.join_next().await.unwrap().unwrap();
+        TcpStream::connect(proxy.address).await.unwrap();
     }
 
     #[tokio::test]

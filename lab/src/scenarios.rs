@@ -1,14 +1,19 @@
 //! Owns the list of faults: what each breaks, and how much silence it may cost.
 
+mod guests;
+mod persons;
+
 use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
+pub use persons::PERSONS;
+
 use crate::network;
 use crate::stage::Stage;
-use crate::traffic::Traffic;
+use crate::traffic::{Manners, Traffic};
 
 /// How long servers may take for what a scenario waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,8 +48,28 @@ pub struct Scenario {
     pub redis: &'static [&'static str],
     /// Further options of the gateways.
     pub flags: &'static [&'static str],
+    /// Persons, whose sessions outlive their connections, and how they behave; without it, clients of version 1. Of
+    /// persons, what is limited is how long a message may be on its way.
+    pub persons: Option<Manners>,
+    /// Where they are, to begin with.
+    pub company: Company,
+    /// Whether persons may be told that messages may be missing.
+    pub told: bool,
+    /// Whether answers may be late, for the gateway that owes them is stopped.
+    pub late: bool,
     /// Breaks things.
     pub run: for<'a> fn(&'a mut Fault<'_>) -> Running<'a>,
+}
+
+/// Where persons are, and who writes to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// On all gateways; each writes to others on each of them.
+    Spread,
+    /// On all gateways; each writes to others on its own.
+    Together,
+    /// Fifty times as many, all on the first gateway, and hardly a word.
+    Crowd,
 }
 
 impl std::fmt::Debug for Scenario {
@@ -69,13 +94,17 @@ pub struct Fault<'a> {
     pub from: Duration,
     /// How long nothing could have been delivered by anybody.
     pub outage: Duration,
+    /// Promises that were broken, besides those that all scenarios are judged by.
+    pub broken: Vec<String>,
+    /// What else was measured.
+    pub notes: Vec<String>,
 }
 
 impl<'a> Fault<'a> {
     /// Nothing is broken yet.
     pub fn new(stage: &'a mut Stage, traffic: &'a Traffic) -> Self {
         let from = traffic.now();
-        Self { stage, traffic, from, outage: Duration::ZERO }
+        Self { stage, traffic, from, outage: Duration::ZERO, broken: Vec::new(), notes: Vec::new() }
     }
 
     async fn wait(&self, seconds: f64) {
@@ -161,10 +190,16 @@ const DEFAULTS: Scenario = Scenario {
     bytes: 0,
     redis: &[],
     flags: &[],
+    persons: None,
+    company: Company::Spread,
+    told: false,
+    late: false,
     run: |_| Box::pin(async { Ok(()) }),
 };
 
-/// All of them, in the order of the README's table.
+use scenario;
+
+/// Those for clients of version 1, in the order of the README's table.
 pub const ALL: &[Scenario] = &[
     scenario!("kill-master", "SIGKILL of the master", Duration::from_millis(50), |fault| {
         Box::pin(async {

@@ -1,22 +1,27 @@
 //! Owns traffic: clients on several gateways that write to one another, at a pace or as fast as it goes.
 
-use std::collections::HashMap;
+mod party;
+mod person;
+mod resumable;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use futures_util::SinkExt;
-use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Interval, interval_at};
-use tokio_tungstenite::tungstenite::Message;
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use uuid::Uuid;
 
-use crate::checker::{Checker, Event, Report};
-use crate::client::{self, Client, Incoming};
+use party::Party;
+use person::Person;
+pub use person::{Manners, Order};
+pub use resumable::{Again, Mark, Resumable, Seen};
+
+use crate::checker::{self, Checker, Event, Report};
+use crate::client::Client;
 use crate::process::until;
 
 /// The default of --max-unanswered: more at a time would only be refused.
@@ -59,6 +64,8 @@ pub struct Plan {
     pub each: Option<usize>,
     /// Whether to be asked to go elsewhere (1012) is part of the play: then clients do so.
     pub moves: bool,
+    /// How persons behave, whose sessions outlive their connections; without it, clients are those of version 1.
+    pub manners: Option<Manners>,
     /// Every send must be answered within this.
     pub deadline: Duration,
 }
@@ -74,7 +81,20 @@ impl From<Load> for Plan {
 impl Plan {
     /// Short texts, as fast as they are answered.
     pub fn new(roles: Vec<Role>, deadline: Duration) -> Self {
-        Self { roles, rate: None, window: WINDOW, bytes: 0, each: None, moves: false, deadline }
+        Self { roles, rate: None, window: WINDOW, bytes: 0, each: None, moves: false, manners: None, deadline }
+    }
+
+    /// Each of `count` persons writes to three others in turn, one of them on its own gateway where there are three.
+    pub fn persons(count: usize, manners: Manners, deadline: Duration) -> Self {
+        let role = |index: usize| Role { gateway: index, to: (1..4).map(|step| (index + step) % count).collect() };
+        Self { manners: Some(manners), ..Self::new((0..count).map(role).collect(), deadline) }
+    }
+
+    /// The same, each of whom writes to two others on its own one of `gateways`.
+    pub fn persons_together(count: usize, gateways: usize, manners: Manners, deadline: Duration) -> Self {
+        let others = |index: usize| (1..3).map(|step| (index + step * gateways) % count).collect();
+        let role = |index: usize| Role { gateway: index, to: others(index) };
+        Self { manners: Some(manners), ..Self::new((0..count).map(role).collect(), deadline) }
     }
 
     /// `senders` on the first gateway write to each of `receivers` on the second, in turn.
@@ -99,10 +119,23 @@ pub struct Close {
     pub at: Duration,
 }
 
+/// A person that is back.
+#[derive(Clone, Copy, Debug)]
+pub struct Return {
+    /// Who, by its index in the plan.
+    pub client: usize,
+    /// When, on the traffic's clock.
+    pub at: Duration,
+    /// How long it took from the end of the pause that it made by its own wish.
+    pub took: Duration,
+}
+
 /// Traffic under way.
 #[derive(Debug)]
 pub struct Traffic {
     scene: Arc<Scene>,
+    /// To each person; none to clients of version 1.
+    orders: Vec<mpsc::Sender<Order>>,
     /// `true` as long as clients send.
     sending: watch::Sender<bool>,
     clients: JoinSet<()>,
@@ -118,6 +151,9 @@ struct Scene {
     ids: Mutex<Vec<Uuid>>,
     checker: Mutex<Checker>,
     closes: Mutex<Vec<Close>>,
+    returns: Mutex<Vec<Return>>,
+    /// Persons that have a connection.
+    attached: Arc<AtomicUsize>,
     /// Clients that send no more: all is sent, the end was noticed, or they are gone.
     finished: AtomicUsize,
     bytes: usize,
@@ -136,17 +172,14 @@ impl Traffic {
     /// When a client can't connect.
     pub async fn start(gateways: &[SocketAddr], plan: impl Into<Plan>) -> Result<Self> {
         let plan = plan.into();
-        let mut clients = Vec::new();
-        for (index, role) in plan.roles.iter().enumerate() {
-            let gateway = gateways[role.gateway % gateways.len()];
-            clients.push(Client::connect(gateway).await.with_context(|| format!("client {index}"))?);
-        }
         let scene = Arc::new(Scene {
             start: Instant::now(),
             gateways: gateways.to_vec(),
-            ids: Mutex::new(clients.iter().map(|client| client.id).collect()),
+            ids: Mutex::new(vec![Uuid::nil(); plan.roles.len()]),
             checker: Mutex::new(Checker::new(plan.deadline)),
             closes: Mutex::default(),
+            returns: Mutex::default(),
+            attached: Arc::default(),
             finished: AtomicUsize::new(0),
             bytes: plan.bytes,
             window: plan.window,
@@ -155,25 +188,62 @@ impl Traffic {
         #[allow(clippy::cast_precision_loss)] // Thousands of clients at most.
         let writers = plan.roles.iter().filter(|role| !role.to.is_empty()).count() as f64;
         let period = plan.rate.map(|rate| Duration::from_secs_f64(writers / rate));
-        let sending = watch::channel(true).0;
-        let mut tasks = JoinSet::new();
-        for (index, (client, role)) in clients.into_iter().zip(plan.roles).enumerate() {
-            let party = Party {
-                index,
-                gateway: role.gateway,
-                numbers: vec![0; role.to.len()],
-                left: if role.to.is_empty() { 0 } else { plan.each.unwrap_or(usize::MAX) },
-                to: role.to,
-                turn: 0,
-                pace: period.map(|period| interval_at((scene.start + period.mul_f64(fastrand::f64())).into(), period)),
-                requests: HashMap::new(),
-                unanswered: 0,
-                is_finished: false,
-                scene: scene.clone(),
-            };
-            tasks.spawn(party.run(client, sending.subscribe()));
+        let (mut parties, mut persons, mut orders) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, role) in plan.roles.iter().enumerate() {
+            let writer = Writer::new(index, role, plan.each, scene.clone());
+            if let Some(manners) = plan.manners {
+                let (order, ordered) = mpsc::channel(1);
+                let mut person = Person::new(writer, role.gateway, manners, ordered);
+                let socket = person.connect().await.with_context(|| format!("person {index}"))?;
+                persons.push((person, socket));
+                orders.push(order);
+            } else {
+                let gateway = gateways[role.gateway % gateways.len()];
+                let client = Client::connect(gateway).await.with_context(|| format!("client {index}"))?;
+                lock(&scene.ids)[index] = client.id;
+                parties.push((Party::new(writer, role.gateway), client));
+            }
         }
-        Ok(Self { scene, sending, clients: tasks, deadline: plan.deadline })
+        // Nobody writes before everybody is there.
+        let pace = |kind| period.map(|period| pace(period, kind));
+        let sending = watch::channel(true).0;
+        let mut clients = JoinSet::new();
+        for (party, client) in parties {
+            clients.spawn(party.run(client, pace(MissedTickBehavior::Burst), sending.subscribe()));
+        }
+        for (person, socket) in persons {
+            // Whoever was away has nothing to make up for.
+            clients.spawn(person.run(socket, pace(MissedTickBehavior::Delay), sending.subscribe()));
+        }
+        Ok(Self { scene, orders, sending, clients, deadline: plan.deadline })
+    }
+
+    /// Tells a person what to do, if it is there and has nothing else to do.
+    pub fn order(&self, person: usize, order: Order) {
+        if let Some(orders) = self.orders.get(person) {
+            let _ = orders.try_send(order);
+        }
+    }
+
+    /// How many persons there are.
+    pub fn persons(&self) -> usize {
+        self.orders.len()
+    }
+
+    /// Waits until every person has a connection.
+    ///
+    /// # Errors
+    /// When they have not within `limit`.
+    pub async fn attached(&self, limit: Duration) -> Result<()> {
+        until("everybody is back", limit, async || {
+            (self.scene.attached.load(Ordering::SeqCst) >= self.persons()).then_some(())
+        })
+        .await
+    }
+
+    /// The persons that came back so far.
+    pub fn returns(&self) -> Vec<Return> {
+        lock(&self.scene.returns).clone()
     }
 
     /// Time since the start: what the checker's times count from.
@@ -239,17 +309,17 @@ impl Traffic {
     }
 }
 
-/// A message that was sent.
-struct Request {
+/// A message that is to be written.
+struct Note {
     pair: u32,
     number: usize,
-    is_answered: bool,
+    receiver: Uuid,
+    text: String,
 }
 
-/// One client: sends to those it knows, receives from whoever knows it.
-struct Party {
+/// What one client writes, to those it knows.
+struct Writer {
     index: usize,
-    gateway: usize,
     to: Vec<usize>,
     /// The next number for each of `to`.
     numbers: Vec<usize>,
@@ -258,133 +328,64 @@ struct Party {
     /// Whose turn it is in `to`.
     turn: usize,
     pace: Option<Interval>,
-    /// What was sent in this session, by request id.
-    requests: HashMap<String, Request>,
-    unanswered: usize,
     is_finished: bool,
     scene: Arc<Scene>,
 }
 
-impl Party {
+fn pace(period: Duration, missed: MissedTickBehavior) -> Interval {
+    let mut pace = interval_at((Instant::now() + period.mul_f64(fastrand::f64())).into(), period);
+    pace.set_missed_tick_behavior(missed);
+    pace
+}
+
+impl Writer {
+    fn new(index: usize, role: &Role, each: Option<usize>, scene: Arc<Scene>) -> Self {
+        let left = if role.to.is_empty() { 0 } else { each.unwrap_or(usize::MAX) };
+        let numbers = vec![0; role.to.len()];
+        Self { index, to: role.to.clone(), numbers, left, turn: 0, pace: None, is_finished: false, scene }
+    }
+
+    fn now(&self) -> Duration {
+        self.scene.start.elapsed()
+    }
+
     fn note(&self, pair: u32, number: usize, event: &Event) {
-        let at = self.scene.start.elapsed();
-        lock(&self.scene.checker).feed(at, pair, number, event);
+        lock(&self.scene.checker).feed(self.now(), pair, number, event);
     }
 
     fn finish(&mut self) {
+        self.left = 0;
         if !std::mem::replace(&mut self.is_finished, true) {
             self.scene.finished.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    async fn run(mut self, client: Client, mut sending: watch::Receiver<bool>) {
-        let mut next = Some(client);
-        while let Some(client) = next.take() {
-            let Some(code) = self.session(client, &mut sending).await else { return };
-            let (at, moves) = (self.scene.start.elapsed(), code == 1012 && self.scene.moves);
-            if moves {
-                self.unanswered = 0;
-                for request in std::mem::take(&mut self.requests).into_values().filter(|request| !request.is_answered) {
-                    self.note(request.pair, request.number, &Event::CutShort);
-                }
-                self.note(0, 0, &Event::Moved);
-            } else {
-                self.note(0, 0, &Event::Dropped(code));
-            }
-            lock(&self.scene.closes).push(Close { client: self.index, code, at });
-            if moves {
-                next = Some(self.elsewhere().await);
-            }
-        }
-        self.finish();
-    }
-
-    /// Connects anew, to whichever gateway takes it.
-    async fn elsewhere(&mut self) -> Client {
-        loop {
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..250))).await;
-            self.gateway += 1;
-            let gateway = self.scene.gateways[self.gateway % self.scene.gateways.len()];
-            if let Ok(client) = Client::connect(gateway).await {
-                lock(&self.scene.ids)[self.index] = client.id;
-                return client;
-            }
+    /// When the next message is due. Cancel safe.
+    async fn due(&mut self) {
+        if let Some(pace) = &mut self.pace {
+            pace.tick().await;
         }
     }
 
-    /// Talks until the session's end, and returns its code; none when the traffic itself is over.
-    async fn session(&mut self, client: Client, sending: &mut watch::Receiver<bool>) -> Option<u16> {
-        let id = client.id;
-        let mut socket = client.into_socket();
-        loop {
-            if self.left == 0 || !*sending.borrow_and_update() {
-                self.left = 0;
-                self.finish();
-            }
-            let may_send = self.left > 0 && self.unanswered < self.scene.window;
-            let due = async {
-                if let Some(pace) = &mut self.pace {
-                    pace.tick().await;
-                }
-            };
-            let incoming = tokio::select! {
-                incoming = client::next(&mut socket) => Some(incoming),
-                () = due, if may_send => None,
-                changed = sending.changed() => match changed {
-                    Ok(()) => continue,
-                    Err(_) => return None,
-                },
-            };
-            match incoming {
-                Some(Incoming::Frame(frame)) => self.take(&frame),
-                Some(Incoming::Closed(code)) => return Some(code),
-                None => {
-                    let frame = self.compose(id);
-                    if socket.send(Message::text(frame)).await.is_err() {
-                        // Why is in what came before: the close.
-                        loop {
-                            match client::next(&mut socket).await {
-                                Incoming::Frame(frame) => self.take(&frame),
-                                Incoming::Closed(code) => return Some(code),
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The next message.
-    fn compose(&mut self, id: Uuid) -> String {
+    /// The next message, which is sent now.
+    fn next(&mut self) -> Note {
         let (receiver, turn) = (self.to[self.turn], self.turn);
         self.turn = (self.turn + 1) % self.to.len();
         self.left -= 1;
         let number = self.numbers[turn];
         self.numbers[turn] += 1;
-        let request = Uuid::new_v4();
-        let (pair, receiver) = {
-            let ids = lock(&self.scene.ids);
-            // Sender and receiver in one number.
-            (u32::try_from(self.index * ids.len() + receiver).unwrap_or(u32::MAX), ids[receiver])
-        };
-        self.requests.insert(request.to_string(), Request { pair, number, is_answered: false });
-        self.unanswered += 1;
+        let pair = checker::pair(self.index, receiver);
+        let receiver = lock(&self.scene.ids)[receiver];
         self.note(pair, number, &Event::Sent);
-        client::send_frame(id, request, receiver, &format!("{pair} {number} {:.<1$}", "", self.scene.bytes))
+        Note { pair, number, receiver, text: format!("{pair} {number} {:.<1$}", "", self.scene.bytes) }
     }
 
-    fn take(&mut self, frame: &Value) {
-        if let Some((request, answer)) = client::answer_of(frame) {
-            let Some(Request { pair, number, is_answered }) = self.requests.get_mut(request) else { return };
-            self.unanswered -= usize::from(!std::mem::replace(is_answered, true));
-            let (pair, number) = (*pair, *number);
-            self.note(pair, number, &Event::Answered(answer));
-        } else if frame["kind"] == "receive" {
-            let mut words = frame["data"]["text"].as_str().unwrap_or_default().split(' ');
-            let mut word = || words.next()?.parse::<usize>().ok();
-            if let (Some(pair), Some(number)) = (word().and_then(|pair| u32::try_from(pair).ok()), word()) {
-                self.note(pair, number, &Event::Received);
-            }
+    /// A text has arrived.
+    fn read(&self, text: &str) {
+        let mut words = text.split(' ');
+        let mut word = || words.next()?.parse::<usize>().ok();
+        if let (Some(pair), Some(number)) = (word().and_then(|pair| u32::try_from(pair).ok()), word()) {
+            self.note(pair, number, &Event::Received);
         }
     }
 }

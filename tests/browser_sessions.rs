@@ -1,0 +1,289 @@
+//! What a person at the web client sees of sessions that outlive their connections: nothing.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "browser/page.rs"]
+mod page;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use page::{Chromium, LIMIT, Page};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use texto_lab::client::{Answer, Client};
+use texto_lab::fake_gateway::{FakeGateway, Lie};
+use texto_lab::gateway::{Gateway, session_key_file};
+use texto_lab::process::until;
+use texto_lab::proxy::Proxy;
+use uuid::Uuid;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_texto");
+/// As long as a laptop that is closed for a moment.
+const ASLEEP: Duration = Duration::from_secs(20);
+
+/// A gateway that knows its clients again after a restart.
+struct Bench {
+    gateway: Gateway,
+    keys: PathBuf,
+    _folder: TempDir,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let keys = session_key_file(Path::new(BINARY), folder.path()).await.unwrap();
+        let gateway = start("127.0.0.1:0", &keys).await;
+        Self { gateway, keys, _folder: folder }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/", self.gateway.address)
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(self.gateway.address).await.unwrap()
+    }
+}
+
+async fn start(listen: &str, keys: &Path) -> Gateway {
+    let arguments = ["--session-key-file", keys.to_str().unwrap()];
+    Gateway::start_on(listen, Path::new(BINARY), &arguments, &[]).await.unwrap()
+}
+
+async fn tell(client: &mut Client, to: &str, texts: &[&str]) {
+    for text in texts {
+        assert_eq!(client.send(to.parse().unwrap(), text).await.unwrap(), Answer::Ack, "{text}");
+    }
+}
+
+async fn notice(page: &Page<'_>) -> String {
+    page.eval("return document.getElementById('notice').textContent").await.as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_loaded_anew_is_the_same_person_and_misses_nothing() {
+    let (chromium, bench) = (Chromium::start().await, Bench::start().await);
+    let page = Page::open(&chromium, &bench.url()).await;
+    let id = page.id("").await;
+    let mut other = bench.client().await;
+    tell(&mut other, &id, &["before"]).await;
+    page.last("before", "").await;
+    for _ in 0..3 {
+        // Elsewhere for a moment: what comes meanwhile waits.
+        page.browser.goto("about:blank").await.unwrap();
+        tell(&mut other, &id, &["meanwhile", "and again"]).await;
+        page.browser.goto(&bench.url()).await.unwrap();
+        assert_eq!(page.id("").await, id);
+        page.last("and again", "").await;
+        assert_eq!(page.texts().await, ["meanwhile", "and again"], "what was shown before is not shown again");
+    }
+    page.browser.refresh().await.unwrap();
+    assert_eq!(page.id("").await, id);
+    assert!(page.texts().await.is_empty());
+    // Whoever ends the session is somebody else next time.
+    page.eval("sessionStorage.clear()").await;
+    page.browser.refresh().await.unwrap();
+    page.id(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tab_that_is_duplicated_becomes_a_person_of_its_own() {
+    let (chromium, bench) = (Chromium::start().await, Bench::start().await);
+    let page = Page::open(&chromium, &bench.url()).await;
+    let id = page.id("").await;
+    // The new window gets a copy of the storage, as a duplicated tab does.
+    let before = page.browser.windows().await.unwrap();
+    page.eval("window.open(location.href)").await;
+    let window = until("the other window is there", LIMIT, async || {
+        page.browser.windows().await.ok()?.into_iter().find(|window| !before.contains(window))
+    });
+    let twin = Page::at(&chromium, window.await.unwrap());
+    let copied = twin.eval("return sessionStorage.length").await;
+    assert_eq!(copied, json!(1), "the storage was copied");
+    let other_id = twin.id(&id).await;
+    assert_eq!(page.id("").await, id, "the first goes on as it was");
+    twin.send(&id, "hello, you").await;
+    twin.last("hello, you", "acked").await;
+    page.last("hello, you", "").await;
+    page.send(&other_id, "hello yourself").await;
+    twin.last("hello yourself", "").await;
+    // Each keeps its id from now on.
+    for (window, own) in [(&twin, &other_id), (&page, &id)] {
+        window.eval("location.reload()").await;
+        window.until("it is loaded anew", "return document.querySelectorAll('#log li').length === 0").await;
+        assert_eq!(&window.id("").await, own);
+    }
+}
+
+/// The connection breaks while a message is on its way there, and while its answer is on its way back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_connection_breaks_is_delivered_once_and_the_page_hears_of_it() {
+    let (chromium, bench) = (Chromium::start().await, Bench::start().await);
+    let proxy = Proxy::start(&bench.gateway.address.to_string()).await.unwrap();
+    let page = Page::open(&chromium, &format!("http://{}/", proxy.address)).await;
+    let id = page.id("").await;
+    let mut other = bench.client().await;
+    let other_id = other.id.to_string();
+
+    proxy.hold();
+    page.send(&other_id, "there").await;
+    page.last("there", "sending").await;
+    proxy.cut();
+    proxy.release();
+    page.last("there", "acked").await;
+    assert_eq!(other.receive().await.unwrap().1, "there");
+
+    proxy.delay(Duration::from_secs(1));
+    page.eval("document.getElementById('text').value = ''").await;
+    page.send(&other_id, "back").await;
+    assert_eq!(other.receive().await.unwrap().1, "back");
+    assert_eq!(page.texts().await, ["there", "back"]);
+    page.last("back", "sending").await;
+    proxy.cut();
+    proxy.delay(Duration::ZERO);
+    page.last("back", "acked").await;
+    assert_eq!(page.id("").await, id);
+    assert!(!notice(&page).await.contains("missing"), "{}", notice(&page).await);
+    // It was not delivered a second time: what comes next is this.
+    page.send(&other_id, "once").await;
+    assert_eq!(other.receive().await.unwrap().1, "once");
+    tell(&mut other, &id, &["indeed"]).await;
+    page.last("indeed", "").await;
+    assert_eq!(page.texts().await, ["there", "back", "once", "indeed"]);
+}
+
+/// A message that is written without a connection waits for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_restarted_knows_its_people_and_says_that_something_may_be_missing() {
+    let (chromium, mut bench) = (Chromium::start().await, Bench::start().await);
+    let page = Page::open(&chromium, &bench.url()).await;
+    let id = page.id("").await;
+    let listen = bench.gateway.address.to_string();
+    bench.gateway.kill();
+    page.until("it reconnects", "return document.getElementById('state').textContent === 'Reconnecting…'").await;
+    page.send(&id, "to myself").await;
+    page.last("to myself", "sending").await;
+    bench.gateway = start(&listen, &bench.keys).await;
+    page.until("it was shown", "return document.querySelectorAll('#log li').length === 2").await;
+    assert_eq!(page.id("").await, id);
+    page.until("it was acknowledged", "return document.querySelector('#log .mine .status').dataset.state === 'acked'")
+        .await;
+    assert!(notice(&page).await.contains("some messages may be missing"), "{}", notice(&page).await);
+}
+
+/// As a browser does it with a page of a laptop that sleeps: nothing of it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_frozen_goes_on_where_it_was() {
+    let (chromium, bench) = (Chromium::start().await, Bench::start().await);
+    let proxy = Proxy::start(&bench.gateway.address.to_string()).await.unwrap();
+    let page = Page::open(&chromium, &format!("http://{}/", proxy.address)).await;
+    let id = page.id("").await;
+    let mut other = bench.client().await;
+    let texts: Vec<String> = (0..20).map(|number| format!("message {number}")).collect();
+    // Once with the connection as it was, once without it.
+    for is_cut in [false, true] {
+        page.eval("document.getElementById('log').replaceChildren()").await;
+        page.eval("window.ticks = 0; window.ticking ??= setInterval(() => ticks++, 100)").await;
+        page.devtools("Page.setWebLifecycleState", json!({ "state": "frozen" })).await;
+        let began = Instant::now();
+        if is_cut {
+            proxy.cut();
+        }
+        for text in &texts {
+            tell(&mut other, &id, &[text]).await;
+            tokio::time::sleep(ASLEEP / 20).await;
+        }
+        page.devtools("Page.setWebLifecycleState", json!({ "state": "active" })).await;
+        page.last("message 19", "").await;
+        let awake = Instant::now();
+        assert_eq!(page.texts().await, texts, "all, once, and in order");
+        assert_eq!(page.id("").await, id);
+        assert!(!notice(&page).await.contains("missing"), "{}", notice(&page).await);
+        let ticks = page.eval("return ticks").await.as_u64().unwrap();
+        let slept = began.elapsed();
+        assert!(Duration::from_millis(100 * ticks) < slept - ASLEEP / 2, "{ticks} ticks: it was not frozen");
+        assert!(awake - began < ASLEEP + Duration::from_secs(8), "{:?}", awake - began);
+    }
+}
+
+/// As all servers were before: it greets, and refuses a registration that wants something.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_not_resume_works_as_it_did() {
+    let (chromium, bench) = (Chromium::start().await, Bench::start().await);
+    let page = Page::open(&chromium, &bench.url()).await;
+    page.id("").await;
+    // The last one ends a session at each tenth message.
+    for (lie, is_lost) in [(Lie::Honest, false), (Lie::Drop, true)] {
+        let server = FakeGateway::start(lie).await.unwrap();
+        let script = format!(
+            "window.heard = []; window.changes = []; window.outcomes = []; \
+             import('/texto.js').then(async ({{ Texto }}) => {{ \
+               const texto = new Texto('ws://{}/v1/texto', {{ keep: null }}); \
+               texto.onreceive = ({{ text }}) => heard.push(text); \
+               texto.onstate = (change) => changes.push(change); \
+               texto.connect(); \
+               for (let number = 0; number < 12; number += 1) {{ \
+                 while (texto.state !== 'connected') await new Promise((done) => setTimeout(done, 10)); \
+                 outcomes.push(await texto.send(texto.clientId, String(number)).then(() => 'ack', (error) => error.code)); \
+               }} \
+             }})",
+            server.address
+        );
+        page.eval(&script).await;
+        page.until("all is answered", "return outcomes.length === 12").await;
+        let outcomes: Vec<String> = serde_json::from_value(page.eval("return outcomes").await).unwrap();
+        let changes = page.eval("return changes.filter((change) => change.state === 'connected')").await;
+        let lost = outcomes.iter().filter(|outcome| *outcome == "EDISCONNECTED").count();
+        let acked = outcomes.iter().filter(|outcome| *outcome == "ack").count();
+        assert_eq!((lost, acked), (usize::from(is_lost), 12 - usize::from(is_lost)), "{outcomes:?}");
+        assert_eq!(changes.as_array().unwrap().len(), 1 + usize::from(is_lost), "{changes}");
+        assert_eq!(changes[0]["missing"], json!(false));
+        if is_lost {
+            assert_eq!(changes[1]["missing"], json!(true));
+            assert_ne!(changes[1]["clientId"], changes[0]["clientId"]);
+        }
+        assert_eq!(page.eval("return heard.length").await, json!(acked));
+    }
+}
+
+/// A browser does not tell why a handshake failed; the page finds out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_full_says_when_to_come_back() {
+    let chromium = Chromium::start().await;
+    let gateway = Gateway::start(Path::new(BINARY), &["--max-connections", "1"], &[]).await.unwrap();
+    let client = Client::connect(gateway.address).await.unwrap();
+    let page = Page::open(&chromium, &format!("http://{}/", gateway.address)).await;
+    page.eval(
+        "window.pauses = []; \
+         import('/texto.js').then(({ Texto }) => { \
+           const texto = new Texto(undefined, { keep: null }); \
+           texto.onstate = ({ state, retryIn }) => state === 'waiting' && pauses.push(retryIn); \
+           texto.connect(); \
+         })",
+    )
+    .await;
+    let asked = "return pauses.some((pause, index) => index > 1 && pause === pauses[index - 1] + 1000)";
+    page.until("it waits for a second more", asked).await;
+    drop(client);
+    page.id("").await;
+}
+
+/// Whoever has the token is the client; who had it before is told, and may start anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_taken_over_does_not_fight_for_it() {
+    let (chromium, bench) = (Chromium::start().await, Bench::start().await);
+    let page = Page::open(&chromium, &bench.url()).await;
+    let id = page.id("").await;
+    let kept = page.eval("return sessionStorage.getItem('texto')").await;
+    let kept: Value = serde_json::from_str(kept.as_str().unwrap()).unwrap();
+    assert_eq!(kept["clientId"], json!(id));
+    let mut socket = texto_lab::client::open(bench.gateway.address, "/v1/texto?register=1").await.unwrap();
+    let data = json!({ "resume": kept["token"], "seq": 0 });
+    let frame = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data }).to_string();
+    futures_util::SinkExt::send(&mut socket, tokio_tungstenite::tungstenite::Message::text(frame)).await.unwrap();
+    page.until("it says so", "return document.getElementById('notice').textContent.includes('another tab')").await;
+    assert_eq!(page.state().await, "closed");
+    page.eval("document.getElementById('anew').click()").await;
+    page.id(&id).await;
+}
