@@ -9,9 +9,8 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use uuid::Uuid;
 
-use crate::outbox::{CloseOrder, Delivery, Outbox};
-use crate::transport::envelope::{Channel, Number, Place, Tag};
-use crate::transport::inbox::{Arrival, Due};
+use crate::outbox::{CloseOrder, Outbox};
+use crate::transport::envelope::{Channel, Number, Tag};
 
 const SHARDS: usize = 64;
 
@@ -110,23 +109,6 @@ impl Registry {
         copy
     }
 
-    /// Has the session of `receiver` decide about a message (see [`Inbox`](crate::transport::inbox::Inbox)); `None`
-    /// when there is no such session here. Its outbox comes back as well if its standby is to have something now. `make` is called only for a message that is kept, so that a copy costs
-    /// neither parsing nor memory.
-    pub fn deliver(
-        &self,
-        receiver: Uuid,
-        tag: Tag,
-        sender: Uuid,
-        place: Place,
-        make: impl FnOnce() -> Delivery,
-        due: &mut Vec<Due>,
-    ) -> Option<(Arrival, Option<Arc<Outbox>>)> {
-        let outbox = self.get(receiver)?;
-        let (arrival, recorded) = outbox.arrive(tag, sender, place, make, due)?;
-        Some((arrival, recorded.then_some(outbox)))
-    }
-
     /// Has every session forget the lanes of which nothing is wanted any more, and what came longer ago than `window`.
     /// Returns those that have something to tell their standbys.
     pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) -> Vec<Arc<Outbox>> {
@@ -141,6 +123,7 @@ impl Registry {
                 }
             }
         }
+        owing.sort_unstable_by_key(|outbox| outbox.client());
         owing
     }
 
@@ -266,10 +249,12 @@ mod tests {
 
     use super::*;
     use crate::outbox::tests::{delivery, outbox, place};
+    use crate::transport::inbox::Arrival;
 
     fn deliver(registry: &Registry, to: Uuid, number: u64) -> Option<Arrival> {
-        let delivered = registry.deliver(to, 1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new());
-        delivered.map(|(arrival, _)| arrival)
+        let outbox = registry.get(to)?;
+        let arrived = outbox.arrive(1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new());
+        arrived.map(|(arrival, _)| arrival)
     }
 
     #[test]
@@ -311,16 +296,5 @@ mod tests {
         registry.close_all(CloseOrder::Stop);
         let _last = registry.register(late.clone());
         assert_eq!(late.take(0, 9).close, Some(CloseOrder::Stop));
-    }
-
-    #[test]
-    fn a_copy_is_not_even_made() {
-        let registry = Arc::new(Registry::default());
-        let outbox = outbox(9, 99);
-        let _registration = registry.register(outbox.clone());
-        assert_eq!(deliver(&registry, outbox.client(), 1), Some(Arrival::Decided));
-        let make = || unreachable!("a copy was made");
-        let copy = registry.deliver(outbox.client(), 1, Uuid::nil(), place(1), make, &mut Vec::new());
-        assert_eq!(copy.map(|(arrival, _)| arrival), Some(Arrival::Copy));
     }
 }
