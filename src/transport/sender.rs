@@ -222,6 +222,7 @@ pub struct Sender<R> {
     tokens_at: Instant,
     look: Look,
     deaf: bool,
+    ever_heard: bool,
 }
 
 impl<R> Sender<R> {
@@ -253,6 +254,7 @@ impl<R> Sender<R> {
             tokens_at: now,
             look: Look::default(),
             deaf: false,
+            ever_heard: false,
         }
     }
 
@@ -319,16 +321,17 @@ impl<R> Sender<R> {
     /// Every channel is subscribed by `link`.
     pub fn link_synced(&mut self, link: LinkId) {
         self.links[link].synced = self.links[link].is_up();
+        self.ever_heard = true;
     }
 
-    /// Whether there was a moment, since this was last asked, at which no link had every channel subscribed.
+    /// Whether there was a moment, since this was last asked, at which no link had every channel subscribed any more.
     pub fn was_deaf(&mut self) -> bool {
         let is_deaf = self.is_deaf();
         std::mem::replace(&mut self.deaf, is_deaf) || is_deaf
     }
 
     fn is_deaf(&self) -> bool {
-        !links(self.up).any(|link| self.links[link].synced)
+        self.ever_heard && !links(self.up).any(|link| self.links[link].synced)
     }
 
     /// `link` is gone, and the answers to what it had with it.
