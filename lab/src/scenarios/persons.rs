@@ -8,7 +8,6 @@ use nix::sys::signal::Signal;
 use super::{Company, DEFAULTS, Fault, PATIENCE, Scenario, guests, scenario};
 use crate::http;
 use crate::network;
-use crate::process::until;
 use crate::traffic::{Manners, Order, Traffic};
 
 const MS: Duration = Duration::from_millis(1);
@@ -16,8 +15,6 @@ const MS: Duration = Duration::from_millis(1);
 const UNLIMITED: Duration = Duration::from_secs(3600);
 /// How soon 99 of 100 must be back when all come at once.
 const STORM: Duration = Duration::from_secs(3);
-/// Sessions that have no second copy at a gateway, by its metrics.
-const ALONE: &str = "texto_sessions_without_standby";
 
 /// They are back soon.
 const PROMPT: Manners = Manners {
@@ -37,15 +34,7 @@ impl Fault<'_> {
     /// Waits until every session has two copies again, and notes how long that took.
     async fn two_copies(&mut self) -> Result<()> {
         let began = std::time::Instant::now();
-        until("every session has two copies", PATIENCE, async || {
-            for gateway in &self.stage.gateways {
-                if gateway.metric(ALONE).await.is_none_or(|alone| alone > 0.0) {
-                    return None;
-                }
-            }
-            Some(())
-        })
-        .await?;
+        self.traffic.copied(PATIENCE).await?;
         self.notes.push(format!("two copies again after {:.0?}", began.elapsed()));
         Ok(())
     }
