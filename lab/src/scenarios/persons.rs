@@ -103,7 +103,7 @@ async fn storm(fault: &mut Fault<'_>) -> Result<()> {
     let mut times: Vec<_> = returns.iter().map(|back| back.at - killed).collect();
     times.sort_unstable();
     let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();
-    fault.notes.push(format!("half of {persons} were back after {:.0?}, 99 % after {:.0?}", at(50), at(99)));
+    fault.notes.push(format!("half of {persons} were back after {:.2?}, 99 % after {:.2?}", at(50), at(99)));
     Ok(())
 }
 
@@ -290,6 +290,25 @@ pub const PERSONS: &[Scenario] = &[
             })
         },
         persons: Some(PROMPT)
+    ),
+    scenario!(
+        "kill-two-gateways",
+        "SIGKILL of two gateways at once, which is more than was promised: whoever may miss something is told",
+        UNLIMITED,
+        |fault| {
+            Box::pin(async {
+                // Away, and with it both copies of what comes meanwhile.
+                fault.reset_third(0, 3000 * MS);
+                fault.wait(1.0).await;
+                fault.stage.gateways[0].kill();
+                fault.stage.gateways[1].kill();
+                fault.wait(8.0).await;
+                fault.back().await
+            })
+        },
+        persons: Some(PROMPT),
+        errors: &["EBROKER", "ENOTCONN"],
+        told: true
     ),
     scenario!(
         "takeover",
