@@ -15,9 +15,12 @@ RUN mkdir -p src lab/src \
 COPY src src
 COPY web web
 COPY lab/src lab/src
-# What cargo compiled above must look older than what it has to compile now.
+# What cargo compiled above must look older than what it has to compile now. The program itself says for which pages it
+# was built.
 RUN find src lab/src -name '*.rs' -exec touch {} + \
     && . /etc/texto-build && cargo build --release --locked \
+    && _RJEM_MALLOC_CONF=stats_print:true target/release/texto --version 2>&1 \
+      | grep -x "Page size: $((1 << JEMALLOC_SYS_WITH_LG_PAGE))" \
     && cp target/release/texto /usr/local/bin/texto
 
 FROM debian:bookworm-slim

@@ -28,6 +28,11 @@ const MOST_NODE_ID: usize = 128;
 
 /// Bytes that wait for all readers together, unless it is said otherwise or one may have more.
 const OUTBOX_TOTAL_BYTES: usize = 256 * 1024 * 1024;
+/// Bytes of a text at the most. Redis cuts off a subscriber for whom more than 32 MB wait, unless it is told otherwise, and
+/// with it everybody on its node: some texts must find room.
+const MOST_TEXT_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of a frame at the most: such a text, all of it escaped.
+const MOST_FRAME_BYTES: usize = 64 * 1024 * 1024;
 /// Sessions of a node at the most.
 const MOST_CONNECTIONS: usize = 1_000_000;
 
@@ -157,6 +162,8 @@ pub struct Limits {
     pub outbox_bytes: usize,
     /// Bytes waiting for all readers together.
     pub outbox_total_bytes: usize,
+    /// Every send is answered within this time.
+    pub send_timeout: Duration,
     /// Silence after which a client is pinged.
     pub ping_interval: Duration,
     /// Time for a client to take its bytes.
@@ -182,6 +189,7 @@ impl Limits {
             outbox_messages,
             outbox_bytes,
             outbox_total_bytes: usize::MAX,
+            send_timeout: second,
             ping_interval: second,
             write_timeout: second,
             resume_window: second,
@@ -258,7 +266,7 @@ impl Check<'_> {
         let (least, most) = (Duration::from_millis(20), Duration::from_secs(5));
         let heartbeat_timeout = self.duration_within("heartbeat-timeout", &args.heartbeat_timeout, least..=most);
         let broker = self.broker(args, send_timeout, heartbeat_timeout);
-        let limits = self.limits(args);
+        let limits = self.limits(args, send_timeout);
         let session_keys = self.session_keys(args);
         let delay = self.duration("drain-delay", &args.drain_delay, Duration::ZERO);
         let window = self.duration("drain-window", &args.drain_window, Duration::ZERO);
@@ -302,7 +310,7 @@ impl Check<'_> {
         }
     }
 
-    fn limits(&mut self, args: &ServeArgs) -> Option<Limits> {
+    fn limits(&mut self, args: &ServeArgs, send_timeout: Option<Duration>) -> Option<Limits> {
         let ms = Duration::from_millis(1);
         let descriptors = descriptors();
         let most = descriptors.min(MOST_CONNECTIONS);
@@ -332,12 +340,15 @@ impl Check<'_> {
         };
         let limits = Limits {
             max_connections: max_connections.unwrap_or(1),
-            max_text_bytes: self.count("max-text-bytes", &args.max_text_bytes).unwrap_or(1),
-            max_frame_bytes: self.count("max-frame-bytes", &args.max_frame_bytes).unwrap_or(usize::MAX),
+            max_text_bytes: self.count_to("max-text-bytes", &args.max_text_bytes, MOST_TEXT_BYTES).unwrap_or(1),
+            max_frame_bytes: self
+                .count_to("max-frame-bytes", &args.max_frame_bytes, MOST_FRAME_BYTES)
+                .unwrap_or(MOST_FRAME_BYTES),
             max_unanswered: self.count("max-unanswered", &args.max_unanswered).unwrap_or(1),
             outbox_messages: self.count("outbox-messages", &args.outbox_messages).unwrap_or(1),
             outbox_bytes,
             outbox_total_bytes: outbox_total_bytes.unwrap_or(OUTBOX_TOTAL_BYTES.max(outbox_bytes)),
+            send_timeout: send_timeout.unwrap_or(ms),
             ping_interval: self.duration("ping-interval", &args.ping_interval, ms).unwrap_or(ms),
             write_timeout: self.duration("write-timeout", &args.write_timeout, ms).unwrap_or(ms),
             resume_window: self
@@ -526,6 +537,15 @@ impl Check<'_> {
         Some(count)
     }
 
+    fn count_to(&mut self, flag: &str, text: &str, most: usize) -> Option<usize> {
+        let count = self.count(flag, text)?;
+        if count > most {
+            self.invalid(flag, text, &format!("at most {most}"));
+            return None;
+        }
+        Some(count)
+    }
+
     fn duration(&mut self, flag: &str, text: &str, least: Duration) -> Option<Duration> {
         self.duration_within(flag, text, least..=Duration::from_secs(24 * 3600))
     }
@@ -660,6 +680,11 @@ mod tests {
         let more = (descriptors() + 1).to_string();
         let errors = config(&["--max-connections", &more], &[]).unwrap_err();
         assert!(errors.contains("ulimit -n"), "{errors}");
+        for (flag, most) in [("--max-text-bytes", MOST_TEXT_BYTES), ("--max-frame-bytes", MOST_FRAME_BYTES)] {
+            let [most, more] = [most, most + 1].map(|bytes| bytes.to_string());
+            assert!(config(&[flag, &more], &[]).unwrap_err().contains(&format!("at most {most}")));
+            assert!(!config(&[flag, &most], &[]).err().unwrap_or_default().contains("at most"));
+        }
     }
 
     #[test]

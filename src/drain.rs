@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
@@ -20,9 +20,10 @@ use crate::health::{Health, Lifecycle};
 use crate::outbox::CloseOrder;
 use crate::registry::Registry;
 
-/// What a session gets to finish after it was told: its unanswered sends and its farewell.
-const LAST: Duration = Duration::from_secs(6);
-const LOOK: Duration = Duration::from_millis(20);
+/// What a session gets to finish after it was told, beside the time that its answers may take.
+const LAST: Duration = Duration::from_secs(1);
+/// Sessions that are due within this are told at once, rather than by a timer for each.
+const TOGETHER: Duration = Duration::from_millis(20);
 
 /// The signals that end a gateway.
 #[derive(Clone, Debug, Default)]
@@ -57,14 +58,21 @@ impl Shutdown {
 }
 
 /// Waits for a signal, then sees the sessions off. Returns when all are gone, or told to be, within
-/// the delay, the window and a few seconds; it never waits for Redis.
-pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, registry: &Registry, broker: &dyn Broker) {
+/// the delay, the window, the time that `answers` may take, and a second; it never waits for Redis.
+pub async fn run(
+    config: DrainConfig,
+    answers: Duration,
+    shutdown: &Shutdown,
+    health: &Health,
+    registry: &Registry,
+    broker: &dyn Broker,
+) {
     tokio::select! {
         () = shutdown.stop.cancelled() => {}
         () = shutdown.drain.cancelled() => {
             tokio::select! {
                 () = shutdown.stop.cancelled() => {}
-                () = drain(config, health, registry, broker) => {}
+                () = drain(config, answers, health, registry, broker) => {}
             }
         }
     }
@@ -74,12 +82,10 @@ pub async fn run(config: DrainConfig, shutdown: &Shutdown, health: &Health, regi
 /// Tells all sessions to end now.
 pub fn stop(health: &Health, registry: &Registry) {
     health.advance(Lifecycle::Stopped);
-    for client in registry.clients() {
-        registry.close(client, CloseOrder::Stop);
-    }
+    registry.close_all(CloseOrder::Stop);
 }
 
-async fn drain(config: DrainConfig, health: &Health, registry: &Registry, broker: &dyn Broker) {
+async fn drain(config: DrainConfig, answers: Duration, health: &Health, registry: &Registry, broker: &dyn Broker) {
     health.advance(Lifecycle::Draining);
     broker.leave();
     info!(sessions = registry.len(), delay = ?config.delay, window = ?config.window, "draining: not ready any more");
@@ -87,18 +93,30 @@ async fn drain(config: DrainConfig, health: &Health, registry: &Registry, broker
 
     health.advance(Lifecycle::Closing);
     info!(sessions = registry.len(), "draining: closing sessions");
-    let leave = |client| {
-        // One that can be resumed goes on elsewhere, with all that it has.
-        if !broker.move_away(client) {
-            registry.close(client, CloseOrder::Drain);
+    spread(config.window, registry, |client| leave(client, registry, broker)).await;
+    see_off(registry, broker, answers + LAST).await;
+}
+
+/// Has a session go on elsewhere, with all that it has; or end, where that can't be.
+fn leave(client: Uuid, registry: &Registry, broker: &dyn Broker) {
+    if !broker.move_away(client) {
+        registry.close(client, CloseOrder::Drain);
+    }
+}
+
+/// Gives all sessions `limit` to finish: those that came in at the last moment, or still do, as well.
+async fn see_off(registry: &Registry, broker: &dyn Broker, limit: Duration) {
+    registry.order_newcomers(CloseOrder::Drain);
+    registry.clients().into_iter().for_each(|client| leave(client, registry, broker));
+    let gone = async {
+        while !registry.is_idle() || broker.unfinished() > 0 {
+            if timeout(TOGETHER, registry.emptied()).await.is_err() {
+                // Whoever came in meanwhile, or could not move a moment ago.
+                registry.resumable().into_iter().for_each(|client| leave(client, registry, broker));
+            }
         }
     };
-    spread(config.window, registry, leave).await;
-    let end = Instant::now() + LAST;
-    while !(registry.is_idle() && broker.unfinished() == 0) && Instant::now() < end {
-        registry.clients().into_iter().for_each(leave); // Whoever came in at the last moment.
-        sleep(LOOK).await;
-    }
+    let _ = timeout(limit, gone).await;
 }
 
 /// Asks everybody who is here to go to another node, spread over `window`. Sessions that can be resumed stay: nobody
@@ -121,10 +139,38 @@ async fn spread(window: Duration, registry: &Registry, leave: impl Fn(Uuid)) {
     let slice = window / u32::try_from(clients.len().max(1)).unwrap_or(u32::MAX);
     for (client, at) in clients.into_iter().zip(0_u32..) {
         let due = slice.saturating_mul(at) + slice.mul_f64(fastrand::f64());
-        // Many at a time rather than a timer for each, when slices are short.
-        if due > began.elapsed() + LOOK {
+        if due > began.elapsed() + TOGETHER {
             sleep_until(began + due).await;
         }
         leave(client);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::broker::embedded::Embedded;
+    use crate::metrics::Metrics;
+    use crate::outbox::tests::outbox;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn the_last_are_told_once_and_waited_for_no_longer_than_they_take() {
+        let registry = Arc::new(Registry::default());
+        let slow = outbox(9, 99);
+        let registration = registry.register(slow.clone());
+        let broker = Embedded::new(registry.clone(), Arc::new(Metrics::new("test").unwrap()));
+        let began = Instant::now();
+        let take_time = async {
+            slow.changed().await;
+            let again = timeout(5 * TOGETHER, slow.changed()).await;
+            assert!(again.is_err(), "it was woken again without anything to do");
+            drop(registration);
+        };
+        tokio::join!(see_off(&registry, &broker, LIMIT), take_time);
+        assert!(began.elapsed() < LIMIT);
     }
 }

@@ -112,6 +112,7 @@ pub struct Outbox {
     max_bytes: usize,
     inner: Mutex<Inner>,
     wake: Notify,
+    anew: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -196,6 +197,7 @@ impl Outbox {
             max_bytes: limits.outbox_bytes,
             inner: Mutex::new(inner),
             wake: Notify::new(),
+            anew: None,
         }
     }
 
@@ -205,6 +207,16 @@ impl Outbox {
         let inner = outbox.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         inner.resumable = Some(Box::new(Resumable { log: Log::new(generation), requests: Requests::default() }));
         outbox
+    }
+
+    /// The same for one that had such a session before, which nobody vouches for: it had come to `generation`.
+    pub fn anew(now: Instant, client: Uuid, generation: u64, limits: &Limits, budget: &Arc<Budget>) -> Self {
+        Self { anew: Some(now), ..Self::resumable(client, log::anew(generation), limits, budget) }
+    }
+
+    /// Since when it is one whose client may have been shown more than is known of here.
+    pub fn begun_anew(&self) -> Option<Instant> {
+        self.anew
     }
 
     /// Whose outbox it is.
@@ -386,6 +398,9 @@ impl Outbox {
         let mut inner = self.lock();
         inner.sealed = true;
         inner.inbox = None;
+        if let Some(log) = inner.log_mut() {
+            log.clear();
+        }
         inner.shelf.clear()
     }
 
@@ -532,9 +547,9 @@ impl Outbox {
         let recent = inner.recent.as_ref().map(|recent| recent.all().collect()).unwrap_or_default();
         let Some(log) = inner.log_mut() else { return Vec::new() };
         log.set_standby(Some(tag), term);
-        let (generation, had) = (log.generation, log.had);
+        let (generation, had, last) = (log.generation, log.had, log.last);
         log.told = Some(had);
-        let mut records = vec![(Record::Open(Opening { generation, had, lanes, recent }), Uuid::nil(), had)];
+        let mut records = vec![(Record::Open(Opening { generation, had, last, lanes, recent }), Uuid::nil(), had)];
         records.extend(inner.next_records());
         records
     }
@@ -617,6 +632,7 @@ impl Outbox {
         let mut inner = outbox.lock();
         if let Some(log) = inner.log_mut() {
             (log.had, log.written, log.last) = (opening.had, opening.had, opening.had);
+            log.complete_at = opening.last;
         }
         if !opening.lanes.is_empty() {
             let inbox = inner.inbox.get_or_insert_default();
@@ -628,6 +644,11 @@ impl Outbox {
         inner.sealed = true; // Nobody but the home adds to it.
         drop(inner);
         outbox
+    }
+
+    /// Whether it has all that had been taken when it began: else it is of no use without the home.
+    pub fn is_complete(&self) -> bool {
+        self.lock().log().is_some_and(|log| log.last >= log.complete_at)
     }
 
     /// The home has taken a message. `false` when that can't be kept: one before it is missing, or there is no room.
@@ -804,6 +825,15 @@ pub(crate) mod tests {
         assert!(outbox.seal());
         outbox.close(CloseOrder::Stop);
         assert_eq!(outbox.take(0, 1).close, Some(CloseOrder::Stop));
+    }
+
+    #[test]
+    fn a_copy_is_not_even_made() {
+        let outbox = outbox(9, 99);
+        push(&outbox, 1, 1, "a");
+        let make = || unreachable!("a copy was made");
+        let copy = outbox.arrive(1, Uuid::from_u128(1), place(1), make, &mut Vec::new());
+        assert_eq!(copy, Some((Arrival::Copy, false)));
     }
 
     #[test]

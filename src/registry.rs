@@ -5,11 +5,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use uuid::Uuid;
 
-use crate::outbox::{CloseOrder, Delivery, Outbox};
-use crate::transport::envelope::{Channel, Number, Place, Tag};
-use crate::transport::inbox::{Arrival, Due};
+use crate::outbox::{CloseOrder, Outbox};
+use crate::transport::envelope::{Channel, Number, Tag};
 
 const SHARDS: usize = 64;
 
@@ -18,6 +19,10 @@ const SHARDS: usize = 64;
 pub struct Registry {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
+    /// What everybody is told who is here, or comes.
+    order: Mutex<Option<CloseOrder>>,
+    /// Nobody is here any more, since that order.
+    emptied: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -29,7 +34,12 @@ struct Shard {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            order: Mutex::default(),
+            emptied: Notify::new(),
+        }
     }
 }
 
@@ -43,15 +53,22 @@ impl Registry {
     pub fn register(self: &Arc<Self>, outbox: Arc<Outbox>) -> Registration {
         let client = outbox.client();
         self.shard(client).clients.insert(client, outbox.clone());
+        // Whoever gives the order later finds it there.
+        if let Some(order) = self.order() {
+            outbox.close(order);
+        }
         Registration { registry: self.clone(), outbox }
     }
 
     /// Makes the outbox of a session that can be resumed reachable until it is [removed](Self::remove). One that was
     /// there before has to yield: its client has begun anew.
     pub fn keep(&self, outbox: Arc<Outbox>) {
-        let before = self.shard(outbox.client()).clients.insert(outbox.client(), outbox);
+        let before = self.shard(outbox.client()).clients.insert(outbox.client(), outbox.clone());
         if let Some(before) = before {
             before.close(CloseOrder::Moved);
+        }
+        if let Some(order) = self.order() {
+            outbox.close(order);
         }
     }
 
@@ -64,6 +81,11 @@ impl Registry {
         }
         if shard.clients.len() * 4 < shard.clients.capacity() {
             shard.clients.shrink_to_fit();
+        }
+        let may_be_last = shard.clients.is_empty();
+        drop(shard);
+        if may_be_last && self.order().is_some() && self.is_idle() {
+            self.emptied.notify_one();
         }
     }
 
@@ -87,23 +109,6 @@ impl Registry {
         copy
     }
 
-    /// Has the session of `receiver` decide about a message (see [`Inbox`](crate::transport::inbox::Inbox)); `None`
-    /// when there is no such session here. Its outbox comes back as well if its standby is to have something now. `make` is called only for a message that is kept, so that a copy costs
-    /// neither parsing nor memory.
-    pub fn deliver(
-        &self,
-        receiver: Uuid,
-        tag: Tag,
-        sender: Uuid,
-        place: Place,
-        make: impl FnOnce() -> Delivery,
-        due: &mut Vec<Due>,
-    ) -> Option<(Arrival, Option<Arc<Outbox>>)> {
-        let outbox = self.get(receiver)?;
-        let (arrival, recorded) = outbox.arrive(tag, sender, place, make, due)?;
-        Some((arrival, recorded.then_some(outbox)))
-    }
-
     /// Has every session forget the lanes of which nothing is wanted any more, and what came longer ago than `window`.
     /// Returns those that have something to tell their standbys.
     pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) -> Vec<Arc<Outbox>> {
@@ -118,6 +123,7 @@ impl Registry {
                 }
             }
         }
+        owing.sort_unstable_by_key(|outbox| outbox.client());
         owing
     }
 
@@ -173,6 +179,12 @@ impl Registry {
         }
     }
 
+    /// Everyone here whose session can be resumed.
+    pub fn resumable(&self) -> Vec<Uuid> {
+        let resumable = |outbox: &Arc<Outbox>| outbox.is_resumable().then(|| outbox.client());
+        self.outboxes().iter().filter_map(resumable).collect()
+    }
+
     /// How many are connected here.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).clients.len()).sum()
@@ -186,6 +198,28 @@ impl Registry {
     /// Whether nobody is.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn order(&self) -> Option<CloseOrder> {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Orders everybody to close who comes from now on.
+    pub fn order_newcomers(&self, order: CloseOrder) {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
+    }
+
+    /// Orders everybody to close: who is here, and who comes later.
+    pub fn close_all(&self, order: CloseOrder) {
+        self.order_newcomers(order);
+        for client in self.clients() {
+            self.close(client, order);
+        }
+    }
+
+    /// For one who waits: resolves when the last connection has ended, after [`Self::order_newcomers`]. Cancel safe.
+    pub fn emptied(&self) -> Notified<'_> {
+        self.emptied.notified()
     }
 
     /// Orders one session to close.
@@ -211,12 +245,16 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::outbox::tests::{delivery, outbox, place};
+    use crate::transport::inbox::Arrival;
 
     fn deliver(registry: &Registry, to: Uuid, number: u64) -> Option<Arrival> {
-        let delivered = registry.deliver(to, 1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new());
-        delivered.map(|(arrival, _)| arrival)
+        let outbox = registry.get(to)?;
+        let arrived = outbox.arrive(1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new());
+        arrived.map(|(arrival, _)| arrival)
     }
 
     #[test]
@@ -239,13 +277,24 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_not_even_made() {
+    fn an_order_to_all_reaches_those_who_come_later_and_the_last_one_who_leaves_is_noticed() {
         let registry = Arc::new(Registry::default());
-        let outbox = outbox(9, 99);
-        let _registration = registry.register(outbox.clone());
-        assert_eq!(deliver(&registry, outbox.client(), 1), Some(Arrival::Decided));
-        let make = || unreachable!("a copy was made");
-        let copy = registry.deliver(outbox.client(), 1, Uuid::nil(), place(1), make, &mut Vec::new());
-        assert_eq!(copy.map(|(arrival, _)| arrival), Some(Arrival::Copy));
+        let (here, late) = (outbox(9, 99), outbox(9, 99));
+        let first = registry.register(here.clone());
+        drop(registry.register(outbox(9, 99)));
+        let emptied = || registry.emptied().now_or_never().is_some();
+        assert!(!emptied());
+        registry.close_all(CloseOrder::Drain);
+        let second = registry.register(late.clone());
+        for outbox in [&here, &late] {
+            assert_eq!(outbox.take(0, 9).close, Some(CloseOrder::Drain));
+        }
+        drop(first);
+        assert!(!emptied(), "one is still here");
+        drop(second);
+        assert!(emptied());
+        registry.close_all(CloseOrder::Stop);
+        let _last = registry.register(late.clone());
+        assert_eq!(late.take(0, 9).close, Some(CloseOrder::Stop));
     }
 }

@@ -92,7 +92,8 @@ impl Password {
 
 fn read(file: &Path) -> io::Result<Secret> {
     let text = std::fs::read_to_string(file)?;
-    if text.trim().is_empty() {
+    // As `[:space:]` has it, by which the scripts of the stack go.
+    if text.bytes().all(|byte| byte.is_ascii_whitespace() || byte == b'\x0b') {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
     }
     Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
@@ -144,7 +145,7 @@ mod tests {
             std::fs::write(file.path(), text).unwrap();
             assert_eq!(Password::from_file(file.path()).unwrap().current().expose(), expected, "{text:?}");
         }
-        for blank in ["", "\r\n", " \t\n"] {
+        for blank in ["", "\r\n", " \t\n", "\x0b\x0c "] {
             std::fs::write(file.path(), blank).unwrap();
             assert_eq!(Password::from_file(file.path()).unwrap_err().kind(), io::ErrorKind::InvalidData, "{blank:?}");
         }

@@ -175,10 +175,11 @@ async fn until_over(
 ) -> Result<(), TaskEnded> {
     let drained = CancellationToken::new();
     let drain = {
-        let (config, drained, health) = (config.drain, drained.clone(), health.clone());
+        let (drained, health) = (drained.clone(), health.clone());
         let (registry, broker) = (registry.clone(), broker.clone());
+        let (config, answers) = (config.drain, config.limits.send_timeout);
         async move {
-            drain::run(config, &shutdown, &health, &registry, &*broker).await;
+            drain::run(config, answers, &shutdown, &health, &registry, &*broker).await;
             drained.cancel();
         }
     };

@@ -25,8 +25,8 @@ use crate::windows::Windows;
 
 /// How long the greeting waits for the subscription: whoever gets to know the id can use it at once.
 const SUBSCRIPTION_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a draining session waits for answers that are due: as long as they take by default.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How much later than they are due a draining session still waits for answers.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// Answers that are due for longer than this won't come in a moment: requests are read again, and refused at once.
 const REFUSE_AFTER: Duration = Duration::from_millis(250);
 /// The gateway's own close codes: no answer to a ping; the session goes on elsewhere; no registration.
@@ -40,6 +40,8 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes a second at which a message that is not complete yet is a sign of life. A message has a limit, so a client can't
 /// live on one for longer than that takes: 8.5 minutes by default.
 const UPLOAD_FLOOR: f64 = 256.0;
+/// How long a client that seems silent is listened to once more.
+const LAST_LOOK: Duration = Duration::from_millis(50);
 /// How long a session rests before it gives memory back.
 const COMPACT_AFTER: Duration = Duration::from_secs(1);
 /// Messages that are written at a time, before the client is listened to again.
@@ -184,7 +186,7 @@ async fn serve(begun: Begun, socket: Socket, context: Arc<Context>) -> (End, Opt
         socket: Some(socket),
         unanswered: 0,
         heard: Instant::now(),
-        pinged: false,
+        pinged: None,
         arrived: 0,
         draining: None,
     };
@@ -220,7 +222,8 @@ struct Session {
     socket: Option<Socket>,
     unanswered: usize,
     heard: Instant,
-    pinged: bool,
+    /// When it was pinged, if nothing was heard since.
+    pinged: Option<Instant>,
     /// What had arrived at the beginning of the silence that runs now.
     arrived: u64,
     draining: Option<Instant>,
@@ -275,14 +278,19 @@ impl Session {
     fn next_timer(&self) -> Instant {
         let grown = self.socket.as_ref().is_some_and(Socket::is_grown);
         let compact = grown.then(|| self.heard + COMPACT_AFTER).filter(|at| *at > Instant::now());
-        let ping = self.heard + self.context.limits.ping_interval * if self.pinged { 2 } else { 1 };
+        let ping = self.pinged.unwrap_or(self.heard) + self.context.limits.ping_interval;
         let drain = self.draining.map(|since| {
             let refuse = since + REFUSE_AFTER;
-            if refuse > Instant::now() { refuse } else { since + ANSWER_PATIENCE }
+            if refuse > Instant::now() { refuse } else { since + self.answer_patience() }
         });
         let acknowledge = self.ticket.as_ref().and_then(|_| self.outbox.unacknowledged_since());
         let acknowledge = acknowledge.map(|since| since + ACKNOWLEDGE_WITHIN);
         [Some(ping), compact, drain, acknowledge].into_iter().flatten().min().unwrap_or(ping)
+    }
+
+    /// How long a draining session waits for its answers.
+    fn answer_patience(&self) -> Duration {
+        self.context.limits.send_timeout + ANSWER_PATIENCE
     }
 
     /// Handles a frame, and those that are already there behind it, up to a bound.
@@ -291,7 +299,7 @@ impl Session {
         let mut incoming = first;
         for read in 1.. {
             self.heard = Instant::now();
-            self.pinged = false;
+            self.pinged = None;
             self.count_arrived();
             match incoming {
                 Incoming::Text(text) => {
@@ -379,13 +387,16 @@ impl Session {
         {
             return Some(End::SlowReader);
         }
-        if self.draining.is_some_and(|since| now >= since + ANSWER_PATIENCE) {
-            while !self.outbox.seal() {
+        if self.draining.is_some_and(|since| now >= since + self.answer_patience()) {
+            loop {
+                let is_last = self.outbox.seal();
                 if let Some(end) = self.write_outbox().await {
                     return Some(end);
                 }
+                if is_last {
+                    return Some(End::Drained);
+                }
             }
-            return Some(End::Drained);
         }
         if self.socket.as_ref().is_some_and(Socket::is_grown) && now >= self.heard + COMPACT_AFTER {
             let (socket, incoming) = Box::pin(self.socket.take()?.compact()).await;
@@ -396,21 +407,27 @@ impl Session {
             }
         }
         let interval = self.context.limits.ping_interval;
-        if now >= self.heard + interval * if self.pinged { 2 } else { 1 } {
+        if now >= self.pinged.unwrap_or(self.heard) + interval {
             if self.count_arrived() as f64 >= UPLOAD_FLOOR * interval.as_secs_f64() {
                 // A pong would have to wait behind the rest of the message.
                 self.heard = now;
-                self.pinged = false;
+                self.pinged = None;
                 return None;
             }
-            if self.pinged {
-                return Some(End::Silent);
+            if self.pinged.is_some() {
+                // What came while this session waited in a write, or this process stood still, has not been read yet.
+                let unread = timeout(LAST_LOOK, self.socket.as_mut()?.next()).await;
+                return match unread {
+                    Ok(incoming) => self.read(incoming).await,
+                    Err(_) => Some(End::Silent),
+                };
             }
-            self.pinged = true;
             let ping = Frame::Ping(bytes::Bytes::new());
             if self.write(std::iter::once(ping)).await.is_err() {
                 return Some(self.write_failed());
             }
+            // Written, not due: the client has its time from here, however long this node or its client stood still.
+            self.pinged = Some(Instant::now());
         }
         None
     }

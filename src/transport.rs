@@ -18,7 +18,7 @@ pub mod sender;
 #[cfg(test)]
 mod simulation;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ pub struct Gathered {
     again: BTreeMap<Tag, Vec<(Number, Decision)>>,
     due: Vec<Due>,
     /// Sessions that took something which their standbys are to have.
-    sessions: HashMap<Uuid, Arc<Outbox>>,
+    sessions: BTreeMap<Uuid, Arc<Outbox>>,
 }
 
 /// What became of something that arrived.
@@ -206,10 +206,10 @@ impl<R> Transport<R> {
         match (Channel::parse(channel), frame) {
             (Some(Channel::Client(receiver)), Frame::Message(envelope)) => {
                 match self.peers.standing(envelope.tag, envelope.place.number) {
-                    Standing::Wanted => self.take(receiver, &envelope, gathered),
+                    Standing::Wanted => self.take(now, receiver, &envelope, gathered, actions),
                     Standing::Past => Arrived::Past,
                     Standing::Stranger => {
-                        self.ask(now, envelope.tag, actions);
+                        self.ask(now, envelope.tag, false, actions);
                         Arrived::Stranger
                     }
                 }
@@ -219,7 +219,7 @@ impl<R> Transport<R> {
                     Standing::Wanted => self.take_word(now, channel, &envelope, gathered, actions),
                     Standing::Past => Arrived::Past,
                     Standing::Stranger => {
-                        self.ask(now, envelope.tag, actions);
+                        self.ask(now, envelope.tag, false, actions);
                         Arrived::Stranger
                     }
                 }
@@ -240,7 +240,7 @@ impl<R> Transport<R> {
             }
             (Some(Channel::Nodes), Frame::Hello(tag, hello)) => {
                 if !self.peers.hello(now, tag, &hello) {
-                    self.ask(now, tag, actions);
+                    self.ask(now, tag, false, actions);
                 }
                 Arrived::Control
             }
@@ -250,7 +250,7 @@ impl<R> Transport<R> {
                 sender.control(Channel::Node(tag), &answer, true, actions);
                 drop(sender);
                 // Whoever does not know us may be unknown to us.
-                self.ask(now, tag, actions);
+                self.ask(now, tag, false, actions);
                 Arrived::Control
             }
             (Some(Channel::Node(_)), Frame::Answer(tag, nonce, hello)) => {
@@ -264,8 +264,8 @@ impl<R> Transport<R> {
         }
     }
 
-    fn ask(&self, now: Instant, tag: Tag, actions: &mut Actions<Duty<R>>) {
-        if let Some(nonce) = self.peers.question(now, tag) {
+    fn ask(&self, now: Instant, tag: Tag, again: bool, actions: &mut Actions<Duty<R>>) {
+        if let Some(nonce) = self.peers.question(now, tag, again) {
             self.sender().control(Channel::Node(tag), &envelope::ask(self.peers.me(), nonce), true, actions);
         }
     }
@@ -290,14 +290,36 @@ impl<R> Transport<R> {
         if known { Arrived::Control } else { Arrived::Foreign(Foreign::Malformed) }
     }
 
-    fn take(&self, receiver: Uuid, envelope: &envelope::Envelope<'_>, gathered: &mut Gathered) -> Arrived {
+    fn take(
+        &self,
+        now: Instant,
+        receiver: Uuid,
+        envelope: &envelope::Envelope<'_>,
+        gathered: &mut Gathered,
+        actions: &mut Actions<Duty<R>>,
+    ) -> Arrived {
+        let outbox = self.registry.get(receiver);
+        // A session that nobody vouched for knows nothing of what its client has been shown: what comes may be old.
+        if let Some(since) = outbox.as_ref().and_then(|outbox| outbox.begun_anew()) {
+            if envelope.tag == self.peers.me() {
+                if !self.sender().wants(envelope.place.number) {
+                    return Arrived::Past;
+                }
+            } else if !self.peers.has_told_floor(envelope.tag, since) {
+                self.ask(now, envelope.tag, true, actions);
+                return Arrived::Stranger;
+            }
+        }
         let make = || Delivery {
             id: envelope.id,
             sender: envelope.sender,
             text: String::from_utf8_lossy(envelope.text).into(),
         };
         let due = &mut gathered.due;
-        let arrival = self.registry.deliver(receiver, envelope.tag, envelope.sender, envelope.place, make, due);
+        let arrival = outbox.and_then(|outbox| {
+            let (arrival, recorded) = outbox.arrive(envelope.tag, envelope.sender, envelope.place, make, due)?;
+            Some((arrival, recorded.then_some(outbox)))
+        });
         let Some((arrival, session)) = arrival else {
             let absent = (envelope.place.number, Decision::Absent);
             gathered.first.entry(envelope.tag).or_default().push(absent);
@@ -320,7 +342,7 @@ impl<R> Transport<R> {
             return;
         }
         let mut sender = self.sender();
-        self.replicate(now, &mut sender, gathered.sessions.drain().map(|(_, outbox)| outbox), actions);
+        self.replicate(now, &mut sender, std::mem::take(&mut gathered.sessions).into_values(), actions);
         for (side, everywhere) in [(&mut gathered.first, false), (&mut gathered.again, true)] {
             for (tag, receipts) in std::mem::take(side) {
                 if tag == self.peers.me() {

@@ -216,6 +216,32 @@ async fn a_full_outbox_is_the_senders_business_and_closes_nobody() {
     assert_eq!(client.send(client.id, "still here").await.unwrap(), Answer::Ack);
 }
 
+/// As large as the configuration lets them be: Redis must not cut off a node for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_texts_go_from_node_to_node() {
+    const MOST: usize = 8 * 1024 * 1024;
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    let (address, most) = (redis.address(), MOST.to_string());
+    let frame = (8 * MOST).to_string();
+    let room = ["--max-text-bytes", &most, "--max-frame-bytes", &frame, "--outbox-bytes", &frame];
+    let arguments = [&["--redis", &address], &room[..]].concat();
+    let (one, other) = (gateway(&arguments).await, gateway(&arguments).await);
+    one.wait_ready(LIMIT).await.unwrap();
+    other.wait_ready(LIMIT).await.unwrap();
+    let mut sender = Client::connect(one.address).await.unwrap();
+    let mut receiver = Client::connect(other.address).await.unwrap();
+    // The second is six times as long in JSON, which is as much as this client takes.
+    for text in ["x".repeat(MOST), "\u{1}".repeat(MOST / 4)] {
+        assert_eq!(sender.send(receiver.id, &text).await.unwrap(), Answer::Ack);
+        assert!(receiver.receive().await.unwrap().1 == text, "something else came");
+    }
+    for gateway in [&one, &other] {
+        let failures = format!("texto_link_failures_total{{address=\"{address}\"}}");
+        assert_eq!(gateway.metric(&failures).await.unwrap_or(0.0), 0.0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_and_half_sent_requests_are_closed() {
     let gateway = gateway(&["--header-timeout", "300ms", "--keep-alive-timeout", "300ms"]).await;
@@ -293,6 +319,71 @@ async fn a_client_that_does_not_answer_pings_is_closed() {
     });
     gone.await.unwrap();
     assert_eq!(lively.send(lively.id, "still here").await.unwrap(), Answer::Ack);
+}
+
+/// Nobody can hear a node that stands still, and it hears nobody: that is not their silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stood_still_blames_nobody() {
+    const PING: Duration = Duration::from_secs(1);
+    let gateway = gateway(&["--ping-interval", "1s"]).await;
+    let began = Instant::now();
+    let mut clients = Vec::new();
+    // Some were pinged before, and have not answered yet; some were not.
+    for wait in [Duration::ZERO, PING * 3 / 2] {
+        tokio::time::sleep_until((began + wait).into()).await;
+        for _ in 0..20 {
+            clients.push(Client::connect(gateway.address).await.unwrap());
+        }
+    }
+    let mut thoughtful = Client::connect(gateway.address).await.unwrap();
+    gateway.signal(Signal::SIGSTOP);
+    let stopped = Instant::now();
+    for client in &mut clients {
+        client.post(client.id, "are you there?").await.unwrap();
+    }
+    tokio::time::sleep_until((stopped + 5 * PING / 2).into()).await;
+    gateway.signal(Signal::SIGCONT);
+    for client in &mut clients {
+        assert_eq!(client.receive().await.unwrap().1, "are you there?");
+    }
+    // Who has said nothing is asked, and has as long as ever to answer.
+    tokio::time::sleep_until((stopped + 3 * PING).into()).await;
+    assert_eq!(thoughtful.send(thoughtful.id, "I am").await.unwrap(), Answer::Ack);
+}
+
+/// A session that waits for its client in a write neither reads nor pings: both come first when it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_for_a_while_is_asked_before_it_is_called_silent() {
+    const PING: Duration = Duration::from_millis(500);
+    let gateway = gateway(&["--ping-interval", "500ms", "--write-timeout", "1h"]).await;
+    let text = "x".repeat(16_000);
+    let mut readers = Vec::new();
+    for _ in 0..12 {
+        let reader = Client::connect(gateway.address).await.unwrap();
+        let mut writer = Client::connect(gateway.address).await.unwrap();
+        let mut acked = 0;
+        // More than the kernel's buffers hold.
+        while writer.send(reader.id, &text).await.unwrap() == Answer::Ack {
+            acked += 1;
+        }
+        readers.push((reader, acked));
+    }
+    let full = Instant::now();
+    let mut pace = tokio::time::interval(PING / 10);
+    while full.elapsed() < 3 * PING {
+        pace.tick().await;
+        // Half of them speak all the while.
+        for (reader, _) in readers.iter_mut().skip(6) {
+            reader.write("{}").await.unwrap();
+        }
+    }
+    for (reader, acked) in &mut readers {
+        for number in 0..*acked {
+            let received = reader.receive().await;
+            assert_eq!(received.unwrap_or_else(|error| panic!("{number} of {acked}: {error}")).1, text);
+        }
+        assert_eq!(reader.send(reader.id, "still here").await.unwrap(), Answer::Ack);
+    }
 }
 
 /// A frame as a client sends it, masked with zeros. Its first byte says whether it is the last, and what it is.

@@ -13,6 +13,7 @@ use texto_lab::proxy::Proxy;
 use texto_lab::redis_server::RedisServer;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -51,6 +52,30 @@ async fn beats(gateway: &Gateway, redis: &RedisServer, count: f64) {
         .unwrap();
 }
 
+/// A script that runs until it is killed: everything else is answered BUSY.
+struct Script(JoinHandle<redis::RedisResult<()>>);
+
+impl Script {
+    async fn start(server: &RedisServer) -> Self {
+        let mut connection = server.client().await.unwrap();
+        let script = tokio::spawn(async move {
+            redis::cmd("EVAL").arg("while true do end").arg(0).query_async(&mut connection).await
+        });
+        until("it is busy", LIMIT, async || {
+            let error = server.command::<String>(&["PING"]).await.err()?;
+            error.to_string().to_lowercase().contains("busy").then_some(())
+        })
+        .await
+        .unwrap();
+        Self(script)
+    }
+
+    async fn kill(self, server: &RedisServer) {
+        server.command::<()>(&["SCRIPT", "KILL"]).await.unwrap();
+        self.0.await.unwrap().unwrap_err();
+    }
+}
+
 /// PING is answered MISCONF then, and nothing is wrong with pub/sub.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_cannot_save_carries_messages_all_the_same() {
@@ -86,16 +111,7 @@ async fn a_redis_that_runs_a_long_script_subscribes_everybody_afterwards() {
     let leaves = Client::connect(gateway.address).await.unwrap();
     let left = leaves.id;
 
-    let mut connection = redis.client().await.unwrap();
-    let script = tokio::spawn(async move {
-        redis::cmd("EVAL").arg("while true do end").arg(0).query_async::<()>(&mut connection).await
-    });
-    until("it is busy", LIMIT, async || {
-        let error = redis.command::<String>(&["PING"]).await.err()?;
-        error.to_string().to_lowercase().contains("busy").then_some(())
-    })
-    .await
-    .unwrap();
+    let script = Script::start(&redis).await;
     drop(leaves);
     let mut comes = Client::connect(gateway.address).await.unwrap();
     // A gateway that starts now has all of it before it.
@@ -104,8 +120,7 @@ async fn a_redis_that_runs_a_long_script_subscribes_everybody_afterwards() {
     // SUBSCRIBE was answered before these.
     beats(&gateway, &redis, 8.0).await;
     assert_eq!(failures(&gateway, &redis).await, 0.0);
-    redis.command::<()>(&["SCRIPT", "KILL"]).await.unwrap();
-    script.await.unwrap().unwrap_err();
+    script.kill(&redis).await;
 
     late.wait_ready(LIMIT).await.unwrap();
     for (client, expected) in [(comes.id, 1), (left, 0)] {
@@ -120,6 +135,40 @@ async fn a_redis_that_runs_a_long_script_subscribes_everybody_afterwards() {
     assert_eq!(stays.send(comes.id, "welcome").await.unwrap(), Answer::Ack);
     assert_eq!(comes.receive().await.unwrap(), (stays.id, "welcome".to_owned()));
     assert_eq!(failures(&gateway, &redis).await, 0.0);
+}
+
+/// Who comes meanwhile is greeted before it is subscribed.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_greeted_while_redis_is_busy_is_never_absent() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &["--lua-time-limit", "20"]).await;
+    let gateway = Gateway::start(binary(), &["--redis", &redis.address()], &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut sender = Client::connect(gateway.address).await.unwrap();
+    for _ in 0..3 {
+        let script = Script::start(&redis).await;
+        let receiver = Client::connect(gateway.address).await.unwrap();
+        script.kill(&redis).await;
+        let began = Instant::now();
+        assert_eq!(sender.send(receiver.id, "welcome").await.unwrap(), Answer::Ack);
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+}
+
+/// It answers each question with an error, which says nothing of who is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_busy_for_long_makes_nobody_absent() {
+    let folder = TempDir::new().unwrap();
+    let redis = redis(&folder, &["--lua-time-limit", "20"]).await;
+    // Longer than a node that is missing everywhere is waited for.
+    let arguments = ["--redis", &redis.address(), "--send-timeout", "8s"];
+    let gateway = Gateway::start(binary(), &arguments, &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    let script = Script::start(&redis).await;
+    assert_eq!(client.send(client.id, "to myself").await.unwrap(), Answer::Error("EBROKER".to_owned()));
+    script.kill(&redis).await;
+    assert_eq!(client.send(client.id, "to myself").await.unwrap(), Answer::Ack);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use crate::client::Answer;
 /// Broken promises that are kept in words.
 const EXAMPLES: usize = 5;
 /// A send may cross the close of its session on the way. One older than this was there before.
-const CROSSING: Duration = Duration::from_secs(1);
+pub const CROSSING: Duration = Duration::from_secs(1);
 
 /// What a client saw or did. Times count from one common start.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 pub mod connection;
 pub mod fleet;
 pub mod link;
-mod pace;
+pub mod pace;
 mod probe;
 mod publishing;
 mod subscriptions;
@@ -516,9 +516,8 @@ impl Broker for RedisBroker {
 
     fn resume(&self, client: Uuid, generation: u64) -> BoxFuture<'_, Resumption> {
         let shared = &self.shared;
-        if let Some(outbox) = shared.transport.home(client) {
-            let is_good = outbox.opens_to(generation);
-            let resumption = if is_good { Resumption::Here(outbox) } else { Resumption::Refused };
+        let here = shared.with_transport(|transport, now, actions| transport.resume(now, client, generation, actions));
+        if let Some(resumption) = here {
             return Box::pin(std::future::ready(resumption));
         }
         let (claimant, resumption) = oneshot::channel();

@@ -17,11 +17,24 @@ use crate::transport::envelope::{Number, Tag};
 
 /// What a session's generation grows by when it gets another home: more than by all the sockets that it can have had
 /// since that home's standby heard of it last.
-pub const MOVE: u64 = 1 << 32;
+const MOVE: u64 = 1 << 32;
+/// What it grows by when nobody vouches for it, and it begins anew: more than by all the moves that somebody may have
+/// made with it who was not heard.
+const ANEW: u64 = 1 << 48;
 
 /// The generation of a session that gets another home.
 pub fn moved(generation: u64) -> u64 {
     (generation & !(MOVE - 1)).saturating_add(MOVE)
+}
+
+/// The generation of a session that begins anew, its client having a token of `generation`.
+pub fn anew(generation: u64) -> u64 {
+    (generation & !(ANEW - 1)).saturating_add(ANEW)
+}
+
+/// Whether a session of `generation` has another home, or has begun anew, since: somebody has a token of `token`.
+pub fn is_past(generation: u64, token: u64) -> bool {
+    generation / MOVE < token / MOVE
 }
 
 /// A session's own numbers for its messages, from 1 on.
@@ -85,6 +98,8 @@ pub struct Log {
     pub proven: u64,
     /// It is on its way to another node, which has it from here on.
     pub moving: bool,
+    /// In a copy: it has all that its home had at its beginning once it has come to here.
+    pub complete_at: Position,
     /// The standby was told that the client has everything up to here, in this generation.
     pub told: Option<Position>,
 }
@@ -103,6 +118,7 @@ impl Log {
             detached_since: None,
             proven: 0,
             moving: false,
+            complete_at: 0,
             told: None,
         }
     }
@@ -208,6 +224,15 @@ impl Log {
         let standby = self.standby.as_mut()?;
         let from = std::mem::replace(&mut standby.recorded, last) + 1;
         (from <= last).then_some((standby.term, from..=last))
+    }
+
+    /// Nothing is kept any more.
+    pub(super) fn clear(&mut self) {
+        (self.had, self.written) = (self.last, self.last);
+        self.unconfirmed.clear();
+        if let Some(standby) = &mut self.standby {
+            standby.recorded = self.last;
+        }
     }
 
     /// In a standby: the client has everything up to `position`. Returns how many messages are not needed any more.

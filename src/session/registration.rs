@@ -59,12 +59,18 @@ impl Begun {
         Self { outbox, attachment, place, ticket, answer: Some(request) }
     }
 
-    /// The same, nobody having anything of it.
-    fn fresh(context: &Arc<Context>, client: Uuid, generation: u64, first_issue: Option<u64>, request: Uuid) -> Self {
-        let outbox = Arc::new(Outbox::resumable(client, generation, &context.limits, &context.budget));
+    /// The same, new to this node and to all others.
+    fn fresh(context: &Arc<Context>, outbox: Outbox, first_issue: Option<u64>, request: Uuid) -> Self {
+        let outbox = Arc::new(outbox);
         context.registry.keep(outbox.clone());
-        context.broker.joined(client);
+        context.broker.joined(outbox.client());
         Self::resumable(context, outbox, 0, first_issue, false, request)
+    }
+
+    /// The same, its client being new as well.
+    fn stranger(context: &Arc<Context>, request: Uuid) -> Self {
+        let outbox = Outbox::resumable(Uuid::new_v4(), 0, &context.limits, &context.budget);
+        Self::fresh(context, outbox, None, request)
     }
 }
 
@@ -147,14 +153,14 @@ async fn find(context: &Arc<Context>, request: Uuid, wish: Wish) -> Begun {
     }
     let metrics = &context.metrics;
     let Some(token) = wish.resume else {
-        return Begun::fresh(context, Uuid::new_v4(), 0, None, request);
+        return Begun::stranger(context, request);
     };
     let claims = match context.keys.ring().verify(&token, SystemTime::now()) {
         Ok(claims) => claims,
         Err(flaw) => {
             debug!(%flaw, "a resume token is not taken");
             metrics.resumes.with_label_values(&[flaw.label()]).inc();
-            return Begun::fresh(context, Uuid::new_v4(), 0, None, request);
+            return Begun::stranger(context, request);
         }
     };
     let Claims { client, generation, first_issue, .. } = claims;
@@ -166,11 +172,12 @@ async fn find(context: &Arc<Context>, request: Uuid, wish: Wish) -> Begun {
         }
         Resumption::Lost => {
             metrics.resumes.with_label_values(&["lost"]).inc();
-            Begun::fresh(context, client, generation, first_issue, request)
+            let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
+            Begun::fresh(context, outbox, first_issue, request)
         }
         Resumption::Refused => {
             metrics.resumes.with_label_values(&["refused"]).inc();
-            Begun::fresh(context, Uuid::new_v4(), 0, None, request)
+            Begun::stranger(context, request)
         }
     }
 }

@@ -199,6 +199,12 @@ pub fn body(id: Uuid, sender: Uuid, text: &[u8]) -> Bytes {
     body.freeze()
 }
 
+/// Whether the message of this [`body`] may be asked for again by another node.
+pub fn may_come_again(body: &[u8]) -> bool {
+    // The version of its id: the high half of its seventh byte (RFC 9562, section 4.2).
+    body.get(6).is_some_and(|byte| usize::from(byte >> 4) == crate::broker::REPEATABLE)
+}
+
 fn begin(kind: u8, tag: Tag, capacity: usize) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(16 + capacity);
     bytes.put_slice(MAGIC);

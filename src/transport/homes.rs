@@ -24,7 +24,7 @@ use super::sender::{Actions, Sender};
 use super::{Duty, Gathered, Transport};
 use crate::budget::Budget;
 use crate::config::Limits;
-use crate::outbox::log::{Origin, Position, moved};
+use crate::outbox::log::{Origin, Position, is_past, moved};
 use crate::outbox::{CloseOrder, Outbox, Outcome};
 
 /// How often the nodes are looked at, and what waits for one.
@@ -35,12 +35,18 @@ const STOOD_STILL: Duration = Duration::from_millis(700);
 const REST: Duration = Duration::from_secs(3);
 /// A session that has moved is known here for so long: its new home is subscribed everywhere by then.
 const LINGER: Duration = Duration::from_secs(1);
+/// A home that is asked whether it lives answers within this, or hangs.
+const ANSWER_WITHIN: Duration = Duration::from_millis(50);
+/// A claim that was not repeated for so long has been answered by somebody.
+const KNOCK: Duration = Duration::from_secs(1);
 /// A claim that was heard, and led to nothing for so long, is made again.
 const CLAIM_AGAIN: Duration = Duration::from_millis(500);
 /// A node that did not confirm what it was given is not chosen for so long.
 const DISTRUST: Duration = Duration::from_secs(10);
 /// A standby that refused a session is asked again, or another one, after this.
 const REFUSED: Duration = Duration::from_millis(200);
+/// So often, before another is asked.
+const REFUSALS: u32 = 3;
 /// A standby that has confirmed nothing for so long, and owes it, hangs: it notices itself that it
 /// [stood still](STOOD_STILL).
 const HANGS: Duration = Duration::from_secs(1);
@@ -87,10 +93,13 @@ pub(super) struct Homes {
     alone: BTreeSet<Uuid>,
     moves: HashMap<Uuid, Move>,
     moved: VecDeque<(Instant, Arc<Outbox>)>,
-    claims: HashMap<Uuid, Claim>,
+    claims: BTreeMap<Uuid, Claim>,
+    knocks: HashMap<Uuid, Knock>,
     distrusted: HashMap<Tag, Instant>,
     /// Sessions whose standby of this term refused them.
     refused: VecDeque<(Instant, Uuid, u64)>,
+    /// How often in a row.
+    refusals: HashMap<Uuid, u32>,
     leaving: bool,
     ticked: Instant,
     rests_until: Instant,
@@ -158,6 +167,17 @@ struct Move {
     generation: u64,
     /// The standby that it had, if that is not where it goes.
     old: Option<(Tag, u64)>,
+}
+
+/// A claim that this node has heard as the standby.
+#[derive(Clone, Copy, Debug)]
+struct Knock {
+    tag: Tag,
+    place: Place,
+    generation: u64,
+    at: Instant,
+    /// When the home was asked whether it lives.
+    asked: Option<Instant>,
 }
 
 /// A session that is wanted here.
@@ -246,12 +266,14 @@ impl<R> Room<Letter> for Post<'_, R> {
 
 impl<R> Post<'_, R> {
     fn open(&mut self, client: Uuid, term: u64, opening: record::Opening) -> bool {
-        if let Some(home) = self.transport.home(client) {
+        if let Some(home) = self.transport.session(client) {
             if home.generation() >= opening.generation {
                 self.effects.push(Effect::Held(client));
                 return false;
             }
-            self.effects.push(Effect::Yield(client));
+            if !home.is_moving() {
+                self.effects.push(Effect::Yield(client));
+            }
         }
         if self.leaving {
             return false;
@@ -272,7 +294,7 @@ impl<R> Post<'_, R> {
     fn refuse(&mut self, client: Uuid, known: bool) {
         if known {
             self.drop_copy(client); // It has a hole: it is of no use.
-        } else if self.transport.home(client).is_some() {
+        } else if self.transport.session(client).is_some() {
             self.effects.push(Effect::Held(client));
         } else if let (Some(Copy { home, term }), Some(copy)) =
             (self.copies.get(&client).copied(), self.transport.registry.copy(client))
@@ -327,9 +349,11 @@ impl Homes {
             alone: BTreeSet::new(),
             moves: HashMap::new(),
             moved: VecDeque::new(),
-            claims: HashMap::new(),
+            claims: BTreeMap::new(),
+            knocks: HashMap::new(),
             distrusted: HashMap::new(),
             refused: VecDeque::new(),
+            refusals: HashMap::new(),
             leaving: false,
             ticked: now,
             rests_until: now,
@@ -391,7 +415,28 @@ impl Room<()> for Bell {
 impl<R> Transport<R> {
     /// The session of `client` that can be resumed, if this node is its home.
     pub fn home(&self, client: Uuid) -> Option<Arc<Outbox>> {
-        self.registry.get(client).filter(|outbox| outbox.is_resumable() && !outbox.is_moving())
+        self.session(client).filter(|outbox| !outbox.is_moving())
+    }
+
+    /// The same, also while another node is becoming its home.
+    fn session(&self, client: Uuid) -> Option<Arc<Outbox>> {
+        self.registry.get(client).filter(|outbox| outbox.is_resumable())
+    }
+
+    /// The session of `client` for one that has a token of `generation`, if this node is its home.
+    pub fn resume(
+        &self,
+        now: Instant,
+        client: Uuid,
+        generation: u64,
+        actions: &mut Actions<Duty<R>>,
+    ) -> Option<Resumption> {
+        let outbox = self.home(client)?;
+        if is_past(outbox.generation(), generation) {
+            self.give_up(now, &mut self.homes(), client, actions);
+            return None;
+        }
+        Some(if outbox.opens_to(generation) { Resumption::Here(outbox) } else { Resumption::Refused })
     }
 
     /// A session that can be resumed has begun here.
@@ -439,15 +484,7 @@ impl<R> Transport<R> {
         let trusted = keepers.iter().copied().filter(|tag| !homes.distrusted.contains_key(tag));
         // Whoever lives may be another's standby for this very session, so this node's word alone is not enough.
         match choose(client, trusted).or_else(|| choose(client, keepers.iter().copied())) {
-            Some(tag) => {
-                homes.alone.remove(&client);
-                homes.by_standby.entry(tag).or_default().insert(client);
-                let term = homes.new_term();
-                // What is taken meanwhile by another thread comes behind this.
-                let mut sender = self.sender();
-                let records = outbox.open_standby(tag, term);
-                self.submit_records(&mut sender, now, client, tag, term, records, actions);
-            }
+            Some(tag) => self.open_standby(now, homes, outbox, tag, actions),
             None => {
                 homes.alone.insert(client);
                 let waiting = outbox.stand_alone();
@@ -554,7 +591,7 @@ impl<R> Transport<R> {
                 Effect::Confirmed(origin) => gathered.taken(origin),
                 Effect::Changed(channel) => actions.changed.push(channel),
                 Effect::Held(client) => {
-                    if let Some(outbox) = self.home(client) {
+                    if let Some(outbox) = self.session(client) {
                         self.announce(&outbox, Some(tag), actions);
                     }
                 }
@@ -592,7 +629,7 @@ impl<R> Transport<R> {
 
     /// Another node has the session: this one's client is to look for it.
     fn give_up(&self, now: Instant, homes: &mut Homes, client: Uuid, actions: &mut Actions<Duty<R>>) {
-        let Some(outbox) = self.registry.get(client).filter(|outbox| outbox.is_resumable()) else { return };
+        let Some(outbox) = self.session(client) else { return };
         outbox.freeze();
         outbox.close(CloseOrder::Moved);
         homes.alone.remove(&client);
@@ -602,6 +639,15 @@ impl<R> Transport<R> {
             self.dismiss(now, client, tag, term, actions);
         }
         homes.moved.push_back((now, outbox));
+    }
+
+    /// This node's copy is of no use any more.
+    fn drop_copy(&self, homes: &mut Homes, client: Uuid, actions: &mut Actions<Duty<R>>) {
+        if let Some(copy) = homes.copies.remove(&client) {
+            forget(&mut homes.copies_by_home, copy.home, client);
+            self.registry.remove_copy(client);
+            actions.changed.push(Channel::Claim(client));
+        }
     }
 
     /// A node says that it has a session.
@@ -618,13 +664,13 @@ impl<R> Transport<R> {
                 self.announce(&outbox, Some(tag), actions);
             }
         } else if let (Some(copy), Some(known)) = (homes.copies.get(&client).copied(), self.registry.copy(client)) {
+            if copy.home == tag {
+                homes.knocks.remove(&client); // It lives.
+            }
             let is_old =
                 if copy.home == tag { copy.term < holding.term } else { known.generation() < holding.generation };
             if is_old {
-                homes.copies.remove(&client);
-                forget(&mut homes.copies_by_home, copy.home, client);
-                self.registry.remove_copy(client);
-                actions.changed.push(Channel::Claim(client));
+                self.drop_copy(&mut homes, client, actions);
             }
         }
     }
@@ -642,23 +688,72 @@ impl<R> Transport<R> {
     ) {
         let mut homes = self.homes();
         let mut home = self.home(client);
+        // Its client has been elsewhere since.
+        if home.as_ref().is_some_and(|outbox| is_past(outbox.generation(), generation)) {
+            return self.give_up(now, &mut homes, client, actions);
+        }
+        if self.registry.copy(client).is_some_and(|copy| is_past(copy.generation(), generation)) {
+            return self.drop_copy(&mut homes, client, actions);
+        }
         if home.is_none()
             && let Some(copy) = homes.copies.get(&client).copied()
-            && homes.is_rested(now)
-            && !homes.unsure.contains(&client)
-            // A home that lives answers at once. One that does not, hangs or is gone: nothing was acknowledged without
-            // this node.
-            && (place.attempt > 0 || self.peers.is_gone(copy.home))
+            && copy.home != tag
         {
-            homes.distrusted.insert(copy.home, now + DISTRUST);
-            let known = self.registry.copy(client).map_or(0, |copy| copy.generation());
-            self.become_home(now, &mut homes, client, moved(known.max(generation)), actions);
-            home = self.home(client);
-            if let Some(outbox) = &home {
-                self.announce(outbox, None, actions);
+            let knock = homes.knocks.entry(client).or_insert(Knock { tag, place, generation, at: now, asked: None });
+            (knock.tag, knock.place, knock.generation, knock.at) = (tag, place, generation, now);
+            // A home that lives answers the claim at once. One that answers neither that nor this node hangs, and nothing
+            // was acknowledged without this node.
+            let hangs = knock.asked.is_some_and(|at| now.saturating_duration_since(at) >= ANSWER_WITHIN);
+            if place.attempt > 0 && knock.asked.is_none() {
+                knock.asked = Some(now);
+                self.question(client, Channel::Node(copy.home), actions);
+            }
+            if (hangs || self.peers.is_gone(copy.home)) && self.may_take_over(now, &homes, client) {
+                homes.distrusted.insert(copy.home, now + DISTRUST);
+                self.take_over(now, &mut homes, client, actions);
+                home = self.home(client);
             }
         }
-        let Some(outbox) = home else { return };
+        if let Some(outbox) = home {
+            self.answer_claim(now, &mut homes, &outbox, (tag, place, generation), gathered, actions);
+        }
+    }
+
+    /// Whether this node's copy is complete, and the newest as far as is known.
+    fn may_take_over(&self, now: Instant, homes: &Homes, client: Uuid) -> bool {
+        let Some(copy) = self.registry.copy(client) else { return false };
+        let is_newest = self.session(client).is_none_or(|session| session.generation() < copy.generation());
+        is_newest && copy.is_complete() && homes.is_rested(now) && !homes.unsure.contains(&client)
+    }
+
+    /// This node's copy is the session from now on, for its home is gone.
+    fn take_over(&self, now: Instant, homes: &mut Homes, client: Uuid, actions: &mut Actions<Duty<R>>) {
+        let known = self.registry.copy(client).map_or(0, |copy| copy.generation());
+        let knock = homes.knocks.get(&client).map_or(0, |knock| knock.generation);
+        self.become_home(now, homes, client, moved(known.max(knock)), actions);
+        if let Some(outbox) = self.home(client) {
+            self.announce(&outbox, None, actions);
+        }
+    }
+
+    /// Asks who has a session: whoever has it says so.
+    fn question(&self, client: Uuid, channel: Channel, actions: &mut Actions<Duty<R>>) {
+        let question = Holding { client, generation: 0, term: 0 };
+        self.sender().control(channel, &envelope::held(self.peers.me(), &question), true, actions);
+    }
+
+    /// This node is the session's home, and another wants to be.
+    fn answer_claim(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        outbox: &Arc<Outbox>,
+        (tag, place, generation): (Tag, Place, u64),
+        gathered: &mut Gathered,
+        actions: &mut Actions<Duty<R>>,
+    ) {
+        let client = outbox.client();
+        homes.knocks.remove(&client);
         let mut due = Vec::new();
         let is_good = outbox.opens_to(generation);
         homes.bell.arrive(tag, client, place, || (), &mut Bell(is_good), &mut due);
@@ -666,10 +761,10 @@ impl<R> Transport<R> {
         gathered.due(tag, due);
         if tag == self.peers.me() {
             if is_new && homes.claims.remove(&client).is_some() {
-                actions.claims.push((client, Resumption::Here(outbox)));
+                actions.claims.push((client, Resumption::Here(outbox.clone())));
             }
         } else if is_new {
-            self.start_move(now, &mut homes, &outbox, tag, generation, CloseOrder::TakenOver, actions);
+            self.start_move(now, homes, outbox, tag, generation, CloseOrder::TakenOver, actions);
         }
     }
 
@@ -743,21 +838,20 @@ impl<R> Transport<R> {
             Duty::Record { client, tag, term, position } => {
                 self.debts.shrink(now, tag, outcome == Outcome::Handed);
                 let Some(outbox) = self.registry.get(client) else { return None };
+                let mut homes = self.homes();
                 if outcome == Outcome::Handed {
+                    homes.refusals.remove(&client);
+                    drop(homes);
                     let told = outbox.confirm(term, position);
                     self.tell(now, told, actions);
                 } else if outbox.standby() == Some((tag, term)) && !outbox.is_moving() {
-                    let mut homes = self.homes();
-                    let (distrust, pause) = match outcome {
-                        // It lives, and does not want it: it may know better who has the session, and says so then.
-                        Outcome::Busy => (REFUSED, REFUSED),
-                        _ => (DISTRUST, Duration::ZERO),
-                    };
-                    homes.distrusted.insert(tag, now + distrust);
-                    if pause.is_zero() {
-                        self.replace_standby(now, &mut homes, &outbox, actions);
+                    if outcome != Outcome::Busy {
+                        homes.distrusted.insert(tag, now + DISTRUST);
+                    }
+                    if outcome == Outcome::Busy || !homes.is_rested(now) {
+                        homes.refused.push_back((now + REFUSED, client, term));
                     } else {
-                        homes.refused.push_back((now + pause, client, term));
+                        self.replace_standby(now, &mut homes, &outbox, actions);
                     }
                 }
             }
@@ -779,6 +873,46 @@ impl<R> Transport<R> {
             }
         }
         None
+    }
+
+    /// The standby of this term has refused the session. It may know of another home, and that word may have been lost:
+    /// it is asked some more times before another is.
+    fn try_standby_again(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        client: Uuid,
+        term: u64,
+        actions: &mut Actions<Duty<R>>,
+    ) {
+        let Some(outbox) = self.home(client) else {
+            homes.refusals.remove(&client);
+            return;
+        };
+        let Some((tag, _)) = outbox.standby().filter(|(_, now)| *now == term) else { return };
+        if !homes.is_rested(now) {
+            return homes.refused.push_back((now + REFUSED, client, term));
+        }
+        let times = homes.refusals.entry(client).or_default();
+        *times += 1;
+        if *times <= REFUSALS && !self.peers.is_gone(tag) && !self.peers.is_leaving(tag) {
+            self.open_standby(now, homes, &outbox, tag, actions);
+        } else {
+            homes.refusals.remove(&client);
+            homes.distrusted.insert(tag, now + REFUSED);
+            self.replace_standby(now, homes, &outbox, actions);
+        }
+    }
+
+    fn open_standby(&self, now: Instant, homes: &mut Homes, outbox: &Outbox, tag: Tag, actions: &mut Actions<Duty<R>>) {
+        let client = outbox.client();
+        homes.alone.remove(&client);
+        homes.by_standby.entry(tag).or_default().insert(client);
+        let term = homes.new_term();
+        // What is taken meanwhile by another thread comes behind this.
+        let mut sender = self.sender();
+        let records = outbox.open_standby(tag, term);
+        self.submit_records(&mut sender, now, client, tag, term, records, actions);
     }
 
     fn replace_standby(&self, now: Instant, homes: &mut Homes, outbox: &Outbox, actions: &mut Actions<Duty<R>>) {
@@ -823,7 +957,8 @@ impl<R> Transport<R> {
                 if let Some((tag, term)) = step.old {
                     self.dismiss(now, client, tag, term, actions);
                 }
-                self.ensure_standby(now, &mut homes, &outbox, actions);
+                homes.by_standby.entry(step.to).or_default().insert(client);
+                homes.refused.push_back((now + REFUSED, client, step.term));
                 self.announce(&outbox, None, actions);
                 actions.detached.push(outbox);
             }
@@ -833,7 +968,7 @@ impl<R> Transport<R> {
     /// Time has passed: to be called every [`LOOK_EVERY`].
     pub fn look_after_homes(&self, now: Instant, actions: &mut Actions<Duty<R>>) {
         let mut homes = self.homes();
-        let is_cut_off = !self.sender().is_heard() || !self.peers.hears_itself(now);
+        let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
         if is_cut_off || now.saturating_duration_since(homes.ticked) > STOOD_STILL {
             homes.grow_unsure(now);
         }
@@ -845,16 +980,13 @@ impl<R> Transport<R> {
         let some: Vec<Uuid> = homes.unsure.iter().copied().take(AT_ONCE).collect();
         for client in some {
             homes.unsure.remove(&client);
-            let question = Holding { client, generation: 0, term: 0 };
-            self.sender().control(Channel::Claim(client), &envelope::held(self.peers.me(), &question), true, actions);
+            self.question(client, Channel::Claim(client), actions);
         }
         self.sender().look(now, actions);
         self.follow_nodes(now, &mut homes, actions);
         while homes.refused.front().is_some_and(|(at, ..)| now >= *at) {
             let Some((_, client, term)) = homes.refused.pop_front() else { break };
-            if let Some(outbox) = self.home(client).filter(|outbox| outbox.standby().is_some_and(|(_, t)| t == term)) {
-                self.replace_standby(now, &mut homes, &outbox, actions);
-            }
+            self.try_standby_again(now, &mut homes, client, term, actions);
         }
         let keepers = self.peers.keepers().len();
         if keepers > 0 && !homes.alone.is_empty() {
@@ -905,16 +1037,23 @@ impl<R> Transport<R> {
             return;
         }
         let gone: Vec<Tag> = homes.copies_by_home.keys().copied().filter(|tag| self.peers.is_gone(*tag)).collect();
-        for tag in gone {
-            let clients = homes.copies_by_home.remove(&tag).unwrap_or_default();
-            for client in clients {
-                let generation = self.registry.copy(client).map_or(0, |copy| copy.generation());
-                self.become_home(now, homes, client, moved(generation), actions);
-                if let Some(outbox) = self.home(client) {
-                    self.announce(&outbox, None, actions);
-                }
+        let mut gathered = Gathered::default();
+        let orphans: Vec<Uuid> =
+            gone.into_iter().flat_map(|tag| homes.copies_by_home.remove(&tag).unwrap_or_default()).collect();
+        for client in orphans {
+            if !self.may_take_over(now, homes, client) {
+                self.drop_copy(homes, client, actions);
+                continue;
+            }
+            let knock = homes.knocks.get(&client).copied();
+            self.take_over(now, homes, client, actions);
+            // Whoever has asked for it need not ask again.
+            if let (Some(Knock { tag, place, generation, .. }), Some(outbox)) = (knock, self.home(client)) {
+                self.answer_claim(now, homes, &outbox, (tag, place, generation), &mut gathered, actions);
             }
         }
+        self.send_receipts(now, &mut gathered, actions);
+        homes.knocks.retain(|_, knock| now.saturating_duration_since(knock.at) < KNOCK);
     }
 
     fn repeat_claims(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {

@@ -64,6 +64,8 @@ impl Inner {
 struct Peer {
     floor: Number,
     heard: Instant,
+    /// When it answered a question last: that can't be replayed.
+    answered: Instant,
     absence: Absence,
     /// Looks at all servers in a row that did not find it.
     unseen: u32,
@@ -72,7 +74,7 @@ struct Peer {
 
 impl Peer {
     fn new(now: Instant, floor: Number) -> Self {
-        Self { floor, heard: now, absence: Absence::None, unseen: 0, leaving: false }
+        Self { floor, heard: now, answered: now, absence: Absence::None, unseen: 0, leaving: false }
     }
 
     /// `own`: when this node heard its own hello last. Cut off, it hears nobody's.
@@ -139,6 +141,8 @@ impl Peers {
     pub fn standing(&self, tag: Tag, number: Number) -> Standing {
         match self.read().known.get(&tag) {
             None => Standing::Stranger,
+            // It wants nothing any more, but a server that lags may replay what it once wanted.
+            Some(peer) if peer.unseen >= GONE => Standing::Stranger,
             Some(peer) if number < peer.floor => Standing::Past,
             Some(_) => Standing::Wanted,
         }
@@ -161,10 +165,15 @@ impl Peers {
         }
     }
 
-    /// The nonce to ask `tag` with, if it is time to ask.
-    pub fn question(&self, now: Instant, tag: Tag) -> Option<u64> {
+    /// Whether `tag` has told its floor since `since`.
+    pub fn has_told_floor(&self, tag: Tag, since: Instant) -> bool {
+        self.read().known.get(&tag).is_some_and(|peer| peer.answered > since)
+    }
+
+    /// The nonce to ask `tag` with, if it is time to ask. One that is known is asked for its floor, if `again`.
+    pub fn question(&self, now: Instant, tag: Tag, again: bool) -> Option<u64> {
         let mut inner = self.write();
-        if inner.known.contains_key(&tag) {
+        if !again && inner.known.contains_key(&tag) {
             return None;
         }
         if inner.asked.len() >= MOST_ASKED {
@@ -190,8 +199,11 @@ impl Peers {
             return false;
         }
         inner.asked.remove(&tag);
-        let new = Peer::new(now, hello.floor);
-        inner.known.insert(tag, new).is_none()
+        let is_new = !inner.known.contains_key(&tag);
+        let peer = inner.known.entry(tag).or_insert_with(|| Peer::new(now, hello.floor));
+        peer.floor = peer.floor.max(hello.floor);
+        (peer.heard, peer.answered, peer.unseen) = (now, now, 0);
+        is_new
     }
 
     /// `tag` has left in an orderly way.
@@ -325,8 +337,8 @@ mod tests {
         let peers = Peers::new(now, 1);
         assert!(!peers.hello(now, 2, &said(5)));
         assert_eq!(peers.standing(2, 9), Standing::Stranger);
-        let nonce = peers.question(now, 2).unwrap();
-        assert_eq!(peers.question(now + Duration::from_millis(1), 2), None, "asked a moment ago");
+        let nonce = peers.question(now, 2, false).unwrap();
+        assert_eq!(peers.question(now + Duration::from_millis(1), 2, false), None, "asked a moment ago");
         assert!(!peers.answered(now, 2, nonce ^ 1, &said(5)));
         assert!(peers.answered(now, 2, nonce, &said(5)));
         assert!(!peers.answered(now, 2, nonce, &said(5)), "an answer is good once");
@@ -346,7 +358,7 @@ mod tests {
         peers.listening(start);
         let mut now = start + INTRODUCTION;
         let meet = |tag, now| {
-            let nonce = peers.question(now, tag).unwrap();
+            let nonce = peers.question(now, tag, false).unwrap();
             peers.answered(now, tag, nonce, &said(0));
         };
         let all = |covered: &[Tag], now| peers.speak_for_all(now, &covered.iter().copied().collect(), true);

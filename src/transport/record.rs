@@ -27,6 +27,8 @@ pub struct Opening {
     pub generation: u64,
     /// The client has everything up to here.
     pub had: Position,
+    /// The last message that there is: before it has come, a copy is of no use.
+    pub last: Position,
     /// What has been taken of each lane.
     pub lanes: Vec<(Tag, Uuid, Number)>,
     /// Messages that may come again by another node.
@@ -82,9 +84,10 @@ pub fn encode(term: u64, record: &Record) -> Bytes {
     };
     match record {
         Record::Open(opening) => {
-            begin(OPEN, 24 + opening.lanes.len() * 32 + opening.recent.len() * 16);
+            begin(OPEN, 32 + opening.lanes.len() * 32 + opening.recent.len() * 16);
             bytes.put_u64(opening.generation);
             bytes.put_u64(opening.had);
+            bytes.put_u64(opening.last);
             bytes.put_u32(u32::try_from(opening.lanes.len()).unwrap_or(u32::MAX));
             for (tag, sender, number) in &opening.lanes {
                 bytes.put_u64(*tag);
@@ -130,7 +133,7 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
     let term = fields.u64()?;
     let record = match kind {
         OPEN => {
-            let (generation, had) = (fields.u64()?, fields.u64()?);
+            let (generation, had, last) = (fields.u64()?, fields.u64()?, fields.u64()?);
             let count = u32::from_be_bytes(fields.take()?);
             // Each has 32 bytes, so a count that is made up costs nothing.
             let lanes =
@@ -139,7 +142,7 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
             while !fields.0.is_empty() {
                 recent.push((fields.u64()?, fields.u64()?));
             }
-            Record::Open(Opening { generation, had, lanes, recent })
+            Record::Open(Opening { generation, had, last, lanes, recent })
         }
         MESSAGE => {
             let (position, had, tag, number) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
@@ -190,7 +193,7 @@ mod tests {
             let lanes = lanes.into_iter().map(|(tag, id, number)| (tag, Uuid::from_u128(id), number)).collect();
             let origin = Origin { tag, sender, number: b };
             for record in [
-                Record::Open(Opening { generation: a, had: b, lanes, recent }),
+                Record::Open(Opening { generation: a, had: b, last: tag, lanes, recent }),
                 Record::Message(Taken { position: a, had: b, origin, sender, text: text.into() }),
                 Record::Had(a, b),
                 Record::Promote(a),

@@ -150,6 +150,17 @@ impl<R> Default for Actions<R> {
 }
 
 impl<R> Actions<R> {
+    /// Whether nothing follows.
+    pub fn is_empty(&self) -> bool {
+        let Self { decided, resent, changed, detached, claims, wake } = self;
+        decided.is_empty()
+            && *resent == 0
+            && changed.is_empty()
+            && detached.is_empty()
+            && claims.is_empty()
+            && *wake == 0
+    }
+
     /// The links that have something to send.
     pub fn links(&self) -> impl Iterator<Item = LinkId> + use<R> {
         links(self.wake)
@@ -210,6 +221,7 @@ pub struct Sender<R> {
     tokens: f64,
     tokens_at: Instant,
     look: Look,
+    deaf: bool,
 }
 
 impl<R> Sender<R> {
@@ -240,12 +252,18 @@ impl<R> Sender<R> {
             tokens: TOKENS,
             tokens_at: now,
             look: Look::default(),
+            deaf: false,
         }
     }
 
     /// Messages that wait for a decision.
     pub fn pending(&self) -> usize {
         self.log.len()
+    }
+
+    /// Whether `number` has not been decided.
+    pub fn wants(&self, number: Number) -> bool {
+        self.log.contains_key(&number)
     }
 
     /// The lowest number that this node still wants.
@@ -274,6 +292,11 @@ impl<R> Sender<R> {
         self.route(now, actions);
     }
 
+    /// The server behind `link` puts things off, as while it runs a script: subscriptions may be late there.
+    pub fn put_off(&mut self, now: Instant, link: LinkId) {
+        self.links[link].put_off = Some(now);
+    }
+
     /// The link to the server that is master for Sentinel and by its own word.
     pub fn set_master(&mut self, now: Instant, master: Option<LinkId>, actions: &mut Actions<R>) {
         if self.master != master {
@@ -298,9 +321,14 @@ impl<R> Sender<R> {
         self.links[link].synced = self.links[link].is_up();
     }
 
-    /// Whether some link has every channel subscribed.
-    pub fn is_heard(&self) -> bool {
-        links(self.up).any(|link| self.links[link].synced)
+    /// Whether there was a moment, since this was last asked, at which no link had every channel subscribed.
+    pub fn was_deaf(&mut self) -> bool {
+        let is_deaf = self.is_deaf();
+        std::mem::replace(&mut self.deaf, is_deaf) || is_deaf
+    }
+
+    fn is_deaf(&self) -> bool {
+        !links(self.up).any(|link| self.links[link].synced)
     }
 
     /// `link` is gone, and the answers to what it had with it.
@@ -308,6 +336,7 @@ impl<R> Sender<R> {
         let mut lost = std::mem::take(&mut self.links[link]);
         self.up &= !bit(link);
         self.carriers &= !bit(link);
+        self.deaf |= self.is_deaf();
         if !lost.is_up() {
             return;
         }
@@ -748,6 +777,15 @@ impl<R> Sender<R> {
     fn give_up(&mut self, now: Instant, number: Number, actions: &mut Actions<R>) {
         let Some(pending) = self.log.get(&number) else { return };
         let key = (pending.to, pending.sender);
+        if envelope::may_come_again(&pending.body) {
+            // Its sender may have gone to another node, and ask for all of them again, in order: nothing overtakes it.
+            let behind: Vec<Number> =
+                self.lanes.get(&key).into_iter().flatten().copied().filter(|n| *n >= number).collect();
+            for number in behind {
+                self.settle(number, Outcome::Unreachable, actions);
+            }
+            return;
+        }
         self.settle(number, Outcome::Unreachable, actions);
         let first = self.lanes.get(&key).and_then(|lane| lane.front().copied());
         let is_published = |number: &Number| self.log.get(number).is_some_and(|pending| pending.published.is_some());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures_util::SinkExt;
+use texto_lab::checker::CROSSING;
 use texto_lab::client::{self, Answer, Client, Incoming};
 use texto_lab::http;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,8 +34,10 @@ pub(crate) struct Tally {
     pub acked: u64,
     /// Sends that were answered with an error, by code.
     pub errors: BTreeMap<String, u64>,
-    /// Sends without an answer when their session ended.
+    /// Sends without an answer when their session ended, but for those that crossed its end.
     pub unanswered: u64,
+    /// Sends that crossed the end of their session.
+    pub crossed: u64,
     /// The longest time to an answer.
     pub longest_answer: Duration,
 }
@@ -116,7 +119,10 @@ async fn chat(client: Client, tally: &Mutex<Tally>) -> u16 {
                     }
                 }
                 Incoming::Closed(code) => {
-                    lock(tally).unanswered += waiting.len() as u64;
+                    let crossed = waiting.values().filter(|sent| sent.elapsed() < CROSSING).count();
+                    let mut tally = lock(tally);
+                    tally.crossed += crossed as u64;
+                    tally.unanswered += (waiting.len() - crossed) as u64;
                     return code;
                 }
             },

@@ -217,11 +217,12 @@ async fn stop_gateway(project: &Project) -> Result<String> {
     let share = restart(project, gateway).await?;
     Ok(format!(
         "{told} sessions told 1012 and back within {:.0} ms, stopped in {:.0} s with code 0; {knocks} handshakes meanwhile, \
-         none failed, the longest {:.0} ms; {} sends, all acknowledged; {share}",
+         none failed, the longest {:.0} ms; {} sends, all acknowledged, {} crossed the farewell; {share}",
         ms(tally.longest_away),
         stopped.as_secs_f64(),
         ms(longest),
         tally.acked,
+        tally.crossed,
     ))
 }
 

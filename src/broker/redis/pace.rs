@@ -13,7 +13,7 @@ const MOST: usize = 1024;
 
 /// The pace of one link.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     at_once: usize,
     /// What may be asked for grows by a step when an answer takes less than the first, and halves when it takes more
     /// than the second (RFC 5681 has it for TCP).
@@ -23,24 +23,29 @@ pub(super) struct Pace {
 
 impl Pace {
     /// For a server that is given up when it is silent for `limit`.
-    pub(super) fn new(limit: Duration) -> Self {
+    pub fn new(limit: Duration) -> Self {
         Self { at_once: FIRST, quick: limit / 8, slow: limit / 4 }
     }
 
     /// How many channels may be asked for now; nothing before half of those under way are confirmed, so that commands
     /// stay few.
-    pub(super) fn room(&self, unconfirmed: usize) -> usize {
+    pub fn room(&self, unconfirmed: usize) -> usize {
         let room = self.at_once.saturating_sub(unconfirmed);
         if 2 * room >= self.at_once { room } else { 0 }
     }
 
     /// All that one command asked for was confirmed, and that took so long.
-    pub(super) fn confirmed(&mut self, took: Duration) {
+    pub fn confirmed(&mut self, took: Duration) {
         if took < self.quick {
             self.at_once = (self.at_once + STEP).min(MOST);
         } else if took > self.slow {
             self.at_once = (self.at_once / 2).max(LEAST);
         }
+    }
+
+    /// The server did none of it, and will be asked again before long.
+    pub fn put_off(&mut self) {
+        self.at_once = LEAST;
     }
 }
 

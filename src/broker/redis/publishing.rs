@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::Shared;
-use super::connection::{self, ConnectionError, Reader, Reply, Writer, pack, pack_publish};
+use super::connection::{self, ConnectionError, Reader, Reply, Writer, is_for_later, pack, pack_publish};
 use super::link::Link;
 use super::probe::refusal;
 use crate::transport::envelope::head;
@@ -110,6 +110,7 @@ async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -
         let mut answers = Vec::new();
         let mut heard = false;
         let mut refused = None;
+        let mut put_off = false;
         while let Some(reply) = reader.buffered()? {
             heard = true;
             // Nothing is due: whatever comes is not Redis.
@@ -120,6 +121,7 @@ async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -
                     Owed::Role(_) => "ROLE",
                 };
                 refused = refusal(text, command, &shared.config.credentials);
+                put_off |= is_for_later(text);
             }
             match due {
                 Owed::Command(_, last) => {
@@ -139,6 +141,9 @@ async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -
             if refused.is_some() {
                 break;
             }
+        }
+        if put_off {
+            shared.transport.sender().put_off(Instant::now(), link.id());
         }
         if heard {
             shared.answered(link.id(), answers);

@@ -3,18 +3,24 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::Shared;
 use super::connection::{ConnectionError, Reader, Reply, Writer, is_for_later, pack};
 use super::link::Link;
 use super::pace::Pace;
 use super::probe::refusal;
+use crate::backoff::Backoff;
 use crate::broker::LinkState;
 use crate::transport::Gathered;
 use crate::transport::envelope::Channel;
+
+/// What a server puts off, as one that runs a script does, is asked for again after this, doubling: whoever was greeted
+/// meanwhile can't be reached before.
+const AGAIN: Duration = Duration::from_millis(5);
+const AGAIN_MOST: Duration = Duration::from_millis(50);
 
 /// What the server has yet to answer, in order.
 enum Owed {
@@ -47,8 +53,9 @@ pub(super) async fn subscriptions(
     let mut owed: VecDeque<Owed> = VecDeque::new();
     let mut unconfirmed = 0_usize;
     let mut pace = Pace::new(limit);
-    // The server has put something off: it is left in peace until the next beat.
-    let mut put_off = false;
+    // Until when the server is left in peace, if it has put something off.
+    let mut put_off: Option<Instant> = None;
+    let mut again = Backoff::new(AGAIN, AGAIN_MOST);
     let mut gathered = Gathered::default();
     let mut heard = Instant::now();
     let mut last_beat = heard;
@@ -65,6 +72,7 @@ pub(super) async fn subscriptions(
                         *left -= 1;
                         if *left == 0 {
                             pace.confirmed(sent.elapsed());
+                            again.reset();
                             owed.pop_front();
                         }
                     }
@@ -87,7 +95,8 @@ pub(super) async fn subscriptions(
                     }
                     (Some(Owed::Channels { of, left, .. }), Reply::Error(text)) if is_for_later(text) => {
                         unconfirmed = unconfirmed.saturating_sub(left);
-                        put_off = true;
+                        pace.put_off();
+                        put_off.get_or_insert_with(|| Instant::now() + again.next_delay());
                         match of {
                             Of::Sessions(channels) => link.still_due(channels),
                             Of::Node => own = shared.own_channels(),
@@ -103,7 +112,7 @@ pub(super) async fn subscriptions(
         }
         shared.after_read(&mut gathered);
         commands.clear();
-        let room = if put_off { 0 } else { pace.room(unconfirmed) };
+        let room = if put_off.is_some() { 0 } else { pace.room(unconfirmed) };
         if room > 0 {
             let (join, leave) = if replay.is_empty() {
                 link.take_dirty(room).into_iter().partition(|channel| shared.registry.wants(*channel))
@@ -121,7 +130,7 @@ pub(super) async fn subscriptions(
                 }
             }
         }
-        if !put_off && commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
+        if put_off.is_none() && commands.is_empty() && replay.is_empty() && unconfirmed == 0 && !own.is_empty() {
             // Last of all: whoever counts them knows that all of this node's sessions are here.
             pack_channels(&mut commands, "SUBSCRIBE", own.iter().map(Vec::as_slice));
             owed.push_back(Owed::Channels {
@@ -135,7 +144,7 @@ pub(super) async fn subscriptions(
         }
         if !commands.is_empty() {
             writer.write(&commands).await?;
-        } else if !synced && !put_off && own.is_empty() && unconfirmed == 0 {
+        } else if !synced && put_off.is_none() && own.is_empty() && unconfirmed == 0 {
             synced = true;
             link.set_stage(&shared, LinkState::Synced);
             shared.link_synced(&link, channels, began.elapsed());
@@ -145,6 +154,7 @@ pub(super) async fn subscriptions(
             result = reader.fill() => Woke::Read(result),
             () = link.dirty_wake.notified() => Woke::Dirty,
             _ = beat.tick() => Woke::Beat,
+            () = sleep_until(put_off.unwrap_or_else(Instant::now).into()), if put_off.is_some() => Woke::Again,
         };
         let now = Instant::now();
         match woke {
@@ -154,13 +164,16 @@ pub(super) async fn subscriptions(
                 continue;
             }
             Woke::Dirty => continue,
+            Woke::Again => {
+                put_off = None;
+                continue;
+            }
             Woke::Beat => {}
         }
         if now.saturating_duration_since(last_beat) > limit / 2 {
             heard = now; // This process stood still; it has no right to complain.
         }
         last_beat = now;
-        put_off = false;
         if now.saturating_duration_since(heard) >= limit {
             return Err(ConnectionError::Silent(limit));
         }
@@ -177,6 +190,7 @@ enum Woke {
     Read(Result<(), ConnectionError>),
     Dirty,
     Beat,
+    Again,
 }
 
 fn pack_channels<'a>(commands: &mut Vec<u8>, command: &'a str, channels: impl Iterator<Item = &'a [u8]>) {

@@ -35,6 +35,8 @@ pub(super) struct Link {
     /// When it was given something last.
     pub(super) sent_at: Option<Instant>,
     pub(super) suspect: bool,
+    /// When its server has put something off last: subscriptions too, perhaps.
+    pub(super) put_off: Option<Instant>,
     /// How long it takes to answer of late.
     pub(super) trip: Duration,
     /// Counts of subscribers by pattern: they listen to everything and are nobody.

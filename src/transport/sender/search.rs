@@ -2,7 +2,8 @@
 //!
 //! A round asks servers, in one command each, how many are subscribed to the receiver's channel and to each node's
 //! own. Where a node's own channel is subscribed, so are all of its sessions'; where every node is, and the receiver
-//! is not, nobody has it. With a node missing everywhere, it is asked again, with growing pauses.
+//! is not, nobody has it. With a node missing everywhere, it is asked again, with growing pauses; and so it is as long as
+//! no server has said anything, or those that do had put things off a moment ago: subscriptions may be late there.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};
@@ -26,6 +27,8 @@ pub(super) struct Search {
     pub(super) under_way: Links,
     done: Links,
     covered: HashSet<Tag>,
+    /// Some server has counted.
+    is_counted: bool,
     /// Links that know the receiver after all.
     found: Links,
     /// Tells this round from all others, so that no answer to an earlier one counts.
@@ -116,7 +119,11 @@ impl<R> Sender<R> {
         if count > 0 {
             search.found |= bit(link);
         } else {
-            search.covered.extend(present);
+            let put_off = self.links[link].put_off;
+            if put_off.is_none_or(|at| now.saturating_duration_since(at) >= self.times.settle) {
+                search.is_counted = true;
+                search.covered.extend(present);
+            }
             if search.last_count > 0 {
                 self.links[link].strangers = search.last_count;
             }
@@ -151,7 +158,7 @@ impl<R> Sender<R> {
         }
         let rest = self.up & !search.done & !search.under_way;
         let every_server_asked = rest & !silent == 0 && search.under_way & !silent == 0;
-        if self.peers.speak_for_all(now, &search.covered, every_server_asked) {
+        if search.is_counted && self.peers.speak_for_all(now, &search.covered, every_server_asked) {
             let asked = std::mem::take(&mut search.asked);
             let again = !search.next.is_empty();
             let mut keys = BTreeSet::new();

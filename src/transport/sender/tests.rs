@@ -1,13 +1,14 @@
-//! What is under way on one link.
+//! What is under way on one link, and what its server's answers mean.
 
 use super::*;
 
 const LINK: LinkId = 0;
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// A sender with one link, which is the master's, and messages of `size` bytes, `count` of them.
 fn sender(count: usize, size: usize) -> (Sender<usize>, Instant) {
-    let (now, wait) = (Instant::now(), Duration::from_secs(5));
-    let times = Times { send: wait, hedge: wait, settle: wait, max_bytes: usize::MAX };
+    let (now, wait) = (Instant::now(), Duration::from_secs(8));
+    let times = Times { send: wait, hedge: wait, settle: SETTLE, max_bytes: usize::MAX };
     let mut sender = Sender::new(now, times, Arc::new(Peers::new(now, 1)), fastrand::Rng::with_seed(1));
     let mut actions = Actions::default();
     sender.link_up(now, LINK, &mut actions);
@@ -67,4 +68,57 @@ fn a_link_that_was_lost_has_an_empty_window_again() {
     sender.link_lost(now, LINK, &mut Actions::default());
     sender.link_up(now, LINK, &mut Actions::default());
     assert_eq!(batches(&mut sender, &mut now), full);
+}
+
+/// Nobody is counted for a message; what is then answered to each question about its receiver, until it is decided.
+fn sought(answer: impl Fn(&mut Sender<usize>, Instant, usize) -> Answer) -> (Outcome, Duration) {
+    let (mut sender, start) = sender(1, 10);
+    sender.peers.listening(start - Duration::from_secs(1));
+    let mut now = start;
+    loop {
+        let batch = sender.next_batch(now, LINK);
+        let answers = batch.iter().map(|command| match command {
+            Command::Count(channels) => answer(&mut sender, now, channels.len()),
+            _ => Answer::Receivers(0),
+        });
+        let answers = answers.collect();
+        let mut actions = Actions::default();
+        sender.answered(now, LINK, answers, &mut actions);
+        sender.tick(now, &mut actions);
+        if let Some((_, outcome)) = actions.decided.pop() {
+            return (outcome, now - start);
+        }
+        now += Duration::from_millis(5);
+    }
+}
+
+/// The receiver has no subscription, and this node has its own.
+fn nobody(channels: usize) -> Answer {
+    Answer::Counts((0..channels).map(|at| u64::from(at == channels - 1)).collect())
+}
+
+#[test]
+fn a_receiver_is_absent_when_a_server_says_so_that_has_all_subscriptions() {
+    let (outcome, took) = sought(|_, _, channels| nobody(channels));
+    assert_eq!(outcome, Outcome::NotConnected);
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    let (outcome, _) = sought(|_, _, _| Answer::Error);
+    assert_eq!(outcome, Outcome::Unreachable, "nothing was said");
+}
+
+#[test]
+fn a_server_that_puts_things_off_says_nothing_about_absence_for_a_while() {
+    let (outcome, _) = sought(|sender, now, channels| {
+        sender.put_off(now, LINK);
+        nobody(channels)
+    });
+    assert_eq!(outcome, Outcome::Unreachable);
+    let (outcome, took) = sought(|sender, now, channels| {
+        if sender.links[LINK].put_off.is_none() {
+            sender.put_off(now, LINK);
+        }
+        nobody(channels)
+    });
+    assert_eq!(outcome, Outcome::NotConnected);
+    assert!(took >= SETTLE && took < SETTLE + 2 * PAUSE_MOST, "{took:?}");
 }

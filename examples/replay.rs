@@ -1,8 +1,8 @@
 //! What it costs a Redis that many gateways come back at once: how long the others wait for it while all replay.
 //!
-//! `cargo run -p texto-lab --example replay -- [GATEWAYS] [CHANNELS-EACH] [LEAST] [MOST] [CHANNELS-BEFORE]`
+//! `cargo run --release --example replay -- [GATEWAYS] [CHANNELS-EACH] [AT-ONCE] [CHANNELS-BEFORE]`
 //!
-//! Each asks for as many channels at a time as a gateway does, or for always the same if LEAST and MOST are.
+//! Each asks for as many channels at a time as a link does, or always for AT-ONCE, if that is not 0.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use texto::broker::redis::pace::Pace;
 use texto_lab::redis_server::RedisServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,12 +29,13 @@ async fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
     let mut next = |usual| arguments.next().unwrap_or(Ok(usual));
     let (gateways, each) = (next(100)?, next(10_000)?);
-    let (bounds, before) = ((next(64)?, next(1024)?), next(1_000_000)?);
+    let (at_once, before) = (next(0)?, next(1_000_000)?);
     let folder = tempfile::TempDir::new()?;
     let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await?;
     let address = redis.address();
-    let _others = replay(&address, before, (1000, 1000)).await?;
-    println!("{before} channels are there; {gateways} gateways replay {each} each, {bounds:?} at a time");
+    let _others = replay(&address, before, 1000).await?;
+    let pace = if at_once > 0 { format!("{at_once} at a time") } else { "as links do".to_owned() };
+    println!("{before} channels are there; {gateways} gateways replay {each} each, {pace}");
 
     let over = Arc::new(AtomicBool::new(false));
     let (pings, done) = (address.clone(), over.clone());
@@ -44,7 +46,7 @@ async fn main() -> Result<()> {
     let mut replays = JoinSet::new();
     for _ in 0..gateways {
         let address = address.clone();
-        replays.spawn(async move { replay(&address, each, bounds).await });
+        replays.spawn(async move { replay(&address, each, at_once).await });
     }
     let mut connections = Vec::new();
     while let Some(connection) = replays.join_next().await {
@@ -57,19 +59,23 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Subscribes as a link does: so many channels in one command, and the next when half of them are confirmed; more of
-/// them while answers are quick, fewer while they are slow.
-async fn replay(address: &str, channels: usize, (least, most): (usize, usize)) -> Result<TcpStream> {
+/// Subscribes at the pace of a link, or always to `at_once` channels at a time, if that is not 0.
+async fn replay(address: &str, channels: usize, at_once: usize) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (mut asked, mut confirmed, mut lines) = (0, 0, 0);
-    let mut at_once = (2 * least).min(most);
+    let mut pace = Pace::new(TIMEOUT);
     let mut under_way: VecDeque<(usize, Instant)> = VecDeque::new();
     let mut buffer = vec![0; 64 * 1024];
     while confirmed < channels {
-        let room = at_once.saturating_sub(asked - confirmed);
-        if asked < channels && 2 * room >= at_once {
-            let count = room.min(channels - asked);
+        let unconfirmed = asked - confirmed;
+        let room = match at_once {
+            0 => pace.room(unconfirmed),
+            same if 2 * unconfirmed <= same => same - unconfirmed,
+            _ => 0,
+        };
+        let count = room.min(channels - asked);
+        if count > 0 {
             let mut command = format!("*{}\r\n$9\r\nSUBSCRIBE\r\n", count + 1);
             for _ in 0..count {
                 command.push_str(&format!("$42\r\ntexto:{}\r\n", Uuid::new_v4()));
@@ -85,11 +91,7 @@ async fn replay(address: &str, channels: usize, (least, most): (usize, usize)) -
         confirmed = lines / LINES;
         while under_way.front().is_some_and(|(until, _)| *until <= confirmed) {
             let Some((_, sent)) = under_way.pop_front() else { break };
-            match sent.elapsed() {
-                took if took < TIMEOUT / 8 => at_once = (at_once + least).min(most),
-                took if took > TIMEOUT / 4 => at_once = (at_once / 2).max(least),
-                _ => {}
-            }
+            pace.confirmed(sent.elapsed());
         }
     }
     Ok(stream)
