@@ -8,14 +8,18 @@ mod page;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use page::{Chromium, LIMIT, Page};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use texto_lab::client::{Answer, Client};
+use texto_lab::cluster::ClusterOptions;
 use texto_lab::fake_gateway::{FakeGateway, Lie};
 use texto_lab::gateway::{Gateway, session_key_file};
+use texto_lab::nginx::Nginx;
 use texto_lab::process::until;
 use texto_lab::proxy::Proxy;
+use texto_lab::stage::Stage;
 use uuid::Uuid;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_texto");
@@ -286,4 +290,89 @@ async fn who_is_taken_over_does_not_fight_for_it() {
     assert_eq!(page.state().await, "closed");
     page.eval("document.getElementById('anew').click()").await;
     page.id(&id).await;
+}
+
+/// Waits until what both have written so far is acknowledged: then both sessions have two copies, for that is what an
+/// acknowledgement says.
+async fn two_copies(pages: &[&Page<'_>]) {
+    for page in pages {
+        let written = page.eval("return written").await;
+        let acked = "document.querySelectorAll('#log .mine .status[data-state=acked]').length";
+        page.until("it is acknowledged", &format!("return {acked} >= {written}")).await;
+    }
+}
+
+/// Two pages talk all the time, through nginx, while what serves them goes away in every way.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_pages_chat_through_nginx_while_gateways_die_and_come_back() {
+    let folder = TempDir::new().unwrap();
+    let keys = session_key_file(Path::new(BINARY), folder.path()).await.unwrap();
+    let flags = ["--session-key-file", keys.to_str().unwrap(), "--drain-delay", "1s", "--drain-window", "1s"];
+    let mut stage = Stage::start(Path::new(BINARY), &ClusterOptions::default(), 3, &flags).await.unwrap();
+    let nginx = Nginx::start(&stage.addresses()).await.unwrap();
+    let chromium = Chromium::start().await;
+    let url = format!("http://{}/", nginx.address);
+    let (a, b) = (Page::open(&chromium, &url).await, Page::open(&chromium, &url).await);
+    let (a_id, b_id) = (a.id("").await, b.id("").await);
+    for (page, to) in [(&a, &b_id), (&b, &a_id)] {
+        // By the page's own form, again and again; what it reads is kept apart from what it writes.
+        page.eval(&format!(
+            "document.getElementById('recipient').value = '{to}'; window.written = 0; \
+             window.states = []; \
+             new MutationObserver(() => states.push(document.getElementById('state').dataset.state)) \
+               .observe(document.getElementById('state'), {{ attributes: true }}); \
+             window.writing = setInterval(() => {{ \
+               document.getElementById('text').value = 'message ' + written; written += 1; \
+               document.getElementById('form').requestSubmit(); \
+             }}, 100)"
+        ))
+        .await;
+    }
+    let connected = async || {
+        for page in [&a, &b] {
+            page.until("it is connected", "return document.getElementById('state').dataset.state === 'connected'")
+                .await;
+        }
+    };
+    for gateway in 0..3 {
+        // In turn, so that each page's is among them: killed, then drained.
+        stage.gateways[gateway].kill();
+        connected().await;
+        stage.restart_gateway(gateway, LIMIT).await.unwrap();
+        two_copies(&[&a, &b]).await;
+        stage.gateways[gateway].signal(Signal::SIGTERM);
+        stage.restart_gateway(gateway, LIMIT).await.unwrap();
+        connected().await;
+        two_copies(&[&a, &b]).await;
+    }
+    for page in [&a, &b] {
+        page.eval("clearInterval(writing)").await;
+    }
+    for (writer, reader, id) in [(&a, &b, &b_id), (&b, &a, &a_id)] {
+        writer
+            .until(
+                "all is acknowledged",
+                "return document.querySelectorAll('#log .mine .status[data-state=acked]').length === written",
+            )
+            .await;
+        let written = writer.eval("return written").await.as_u64().unwrap();
+        // A page in the background may do so once a second.
+        assert!(written > 15, "{written}");
+        let expected: Vec<String> = (0..written).map(|number| format!("message {number}")).collect();
+        let read =
+            "return Array.from(document.querySelectorAll('#log li:not(.mine) .text'), (text) => text.textContent)";
+        reader
+            .until(
+                "all has come",
+                &format!("return document.querySelectorAll('#log li:not(.mine)').length >= {written}"),
+            )
+            .await;
+        let read: Vec<String> = serde_json::from_value(reader.eval(read).await).unwrap();
+        assert_eq!(read, expected, "all, once, and in order");
+        assert_eq!(&reader.id("").await, id);
+        assert!(!notice(reader).await.contains("missing"), "{}", notice(reader).await);
+        let states: Vec<String> = serde_json::from_value(reader.eval("return states").await).unwrap();
+        assert!(states.iter().all(|state| state == "connected" || state == "waiting"), "{states:?}");
+        assert!(states.contains(&"waiting".to_owned()), "nothing happened to it");
+    }
 }

@@ -170,7 +170,8 @@ impl Client {
 /// # Errors
 /// When it is refused, or takes too long.
 pub async fn open(address: SocketAddr, path: &str) -> Result<Socket> {
-    let connect = tokio_tungstenite::connect_async(format!("ws://{address}{path}"));
+    // As browsers do it: a frame does not wait until the one before it has arrived.
+    let connect = tokio_tungstenite::connect_async_with_config(format!("ws://{address}{path}"), None, true);
     let (socket, _) = tokio::time::timeout(PATIENCE, connect).await??;
     Ok(socket)
 }

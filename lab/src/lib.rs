@@ -13,6 +13,7 @@ pub mod fake_sentinel;
 pub mod gateway;
 pub mod http;
 pub mod network;
+pub mod nginx;
 pub mod output;
 pub mod process;
 pub mod proxy;

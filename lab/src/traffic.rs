@@ -152,6 +152,8 @@ struct Scene {
     checker: Mutex<Checker>,
     closes: Mutex<Vec<Close>>,
     returns: Mutex<Vec<Return>>,
+    /// Which persons said last that another node has what theirs has.
+    copied: Mutex<Vec<bool>>,
     /// Persons that have a connection.
     attached: Arc<AtomicUsize>,
     /// Clients that send no more: all is sent, the end was noticed, or they are gone.
@@ -179,6 +181,7 @@ impl Traffic {
             checker: Mutex::new(Checker::new(plan.deadline)),
             closes: Mutex::default(),
             returns: Mutex::default(),
+            copied: Mutex::new(vec![false; plan.roles.len()]),
             attached: Arc::default(),
             finished: AtomicUsize::new(0),
             bytes: plan.bytes,
@@ -237,6 +240,20 @@ impl Traffic {
     pub async fn attached(&self, limit: Duration) -> Result<()> {
         until("everybody is back", limit, async || {
             (self.scene.attached.load(Ordering::SeqCst) >= self.persons()).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until every person has been told that another node has what its own has.
+    ///
+    /// # Errors
+    /// When not all are within `limit`.
+    pub async fn copied(&self, limit: Duration) -> Result<()> {
+        lock(&self.scene.copied).fill(false);
+        until("every session has two copies", limit, async || {
+            let copied = lock(&self.scene.copied).clone();
+            let waiting = (0..self.persons()).filter(|person| !copied[*person]);
+            (waiting.map(|person| self.order(person, Order::Ask)).count() == 0).then_some(())
         })
         .await
     }

@@ -16,6 +16,8 @@ use crate::traffic::{Resumable, Seen};
 
 /// How often two connections meet, on one gateway and on two.
 const DUELS: usize = 20;
+/// When one connection is all that is left, it is looked at for so long.
+const SETTLED: Duration = Duration::from_millis(300);
 /// How long two connections may both be open.
 const DECIDED: Duration = Duration::from_secs(3);
 /// What two persons who acknowledge nothing may cost a gateway: their outboxes, and what a gateway takes anyway.
@@ -79,21 +81,20 @@ pub(super) async fn duels(fault: &mut Fault<'_>) -> Result<()> {
         let both = tokio::join!(Guest::begin(here, session.clone()), Guest::begin(there, session.clone()));
         drop(first);
         let mut standing: Vec<Guest> = [both.0, both.1].into_iter().flatten().collect();
-        let began = Instant::now();
-        let mut codes = Vec::new();
-        while standing.len() > 1 && began.elapsed() < DECIDED {
-            for place in (0..standing.len()).rev() {
-                if let (_, Some(code)) = standing[place].read(Duration::from_millis(5)).await {
-                    codes.push(code);
-                    standing.remove(place);
-                }
-            }
-        }
         let what = format!("duel {duel} on {} gateways", if here == there { "one" } else { "two" });
+        let codes = decide(&mut standing, there).await?;
         let [winner] = &mut standing[..] else {
-            fault
-                .broken
-                .push(format!("{what}: {} connections stay, the others were closed with {codes:?}", standing.len()));
+            let stay = standing.len();
+            let id = session.id().context("no id")?;
+            let answer = sender.send(id, &what).await?;
+            let mut seen = Vec::new();
+            for guest in &mut standing {
+                seen.push(guest.read(Duration::from_millis(200)).await);
+            }
+            fault.broken.push(format!(
+                "{what}: {stay} connections stay after {DECIDED:?}, others were closed with {codes:?}; \
+                 what is sent then is answered {answer:?}, and they see {seen:?}"
+            ));
             continue;
         };
         if winner.session.id() != session.id() {
@@ -111,6 +112,29 @@ pub(super) async fn duels(fault: &mut Fault<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits until all connections but one are closed. Whoever is told to connect again (1012) does so, at `there`. Returns
+/// the close codes.
+async fn decide(standing: &mut Vec<Guest>, there: SocketAddr) -> Result<Vec<u16>> {
+    let began = Instant::now();
+    let mut codes = Vec::new();
+    loop {
+        for place in (0..standing.len()).rev() {
+            if let (_, Some(code)) = standing[place].read(Duration::from_millis(5)).await {
+                codes.push(code);
+                let closed = standing.remove(place);
+                if code == 1012 {
+                    standing.push(Guest::begin(there, closed.session).await?);
+                }
+            }
+        }
+        // Both may be told something yet.
+        let is_over = standing.len() <= 1 && began.elapsed() > SETTLED;
+        if is_over || began.elapsed() > DECIDED {
+            return Ok(codes);
+        }
+    }
 }
 
 /// A person that reads and never acknowledges, and one that never reads: their senders are pushed back, memory is

@@ -8,7 +8,6 @@ use nix::sys::signal::Signal;
 use super::{Company, DEFAULTS, Fault, PATIENCE, Scenario, guests, scenario};
 use crate::http;
 use crate::network;
-use crate::process::until;
 use crate::traffic::{Manners, Order, Traffic};
 
 const MS: Duration = Duration::from_millis(1);
@@ -16,8 +15,6 @@ const MS: Duration = Duration::from_millis(1);
 const UNLIMITED: Duration = Duration::from_secs(3600);
 /// How soon 99 of 100 must be back when all come at once.
 const STORM: Duration = Duration::from_secs(3);
-/// Sessions that have no second copy at a gateway, by its metrics.
-const ALONE: &str = "texto_sessions_without_standby";
 
 /// They are back soon.
 const PROMPT: Manners = Manners {
@@ -37,15 +34,7 @@ impl Fault<'_> {
     /// Waits until every session has two copies again, and notes how long that took.
     async fn two_copies(&mut self) -> Result<()> {
         let began = std::time::Instant::now();
-        until("every session has two copies", PATIENCE, async || {
-            for gateway in &self.stage.gateways {
-                if gateway.metric(ALONE).await.is_none_or(|alone| alone > 0.0) {
-                    return None;
-                }
-            }
-            Some(())
-        })
-        .await?;
+        self.traffic.copied(PATIENCE).await?;
         self.notes.push(format!("two copies again after {:.0?}", began.elapsed()));
         Ok(())
     }
@@ -114,7 +103,7 @@ async fn storm(fault: &mut Fault<'_>) -> Result<()> {
     let mut times: Vec<_> = returns.iter().map(|back| back.at - killed).collect();
     times.sort_unstable();
     let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();
-    fault.notes.push(format!("half of {persons} were back after {:.0?}, 99 % after {:.0?}", at(50), at(99)));
+    fault.notes.push(format!("half of {persons} were back after {:.2?}, 99 % after {:.2?}", at(50), at(99)));
     Ok(())
 }
 
@@ -301,6 +290,25 @@ pub const PERSONS: &[Scenario] = &[
             })
         },
         persons: Some(PROMPT)
+    ),
+    scenario!(
+        "kill-two-gateways",
+        "SIGKILL of two gateways at once, which is more than was promised: whoever may miss something is told",
+        UNLIMITED,
+        |fault| {
+            Box::pin(async {
+                // Away, and with it both copies of what comes meanwhile.
+                fault.reset_third(0, 3000 * MS);
+                fault.wait(1.0).await;
+                fault.stage.gateways[0].kill();
+                fault.stage.gateways[1].kill();
+                fault.wait(8.0).await;
+                fault.back().await
+            })
+        },
+        persons: Some(PROMPT),
+        errors: &["EBROKER", "ENOTCONN"],
+        told: true
     ),
     scenario!(
         "takeover",

@@ -48,6 +48,8 @@ impl Default for Manners {
 pub enum Order {
     /// Its network resets the connection; it is back after so long, at any gateway.
     Reset(Duration),
+    /// It asks whether another node has what its own has.
+    Ask,
     /// It writes so many messages at once, loses its connection before an answer, and is back at another gateway at once.
     Burst(usize),
 }
@@ -100,7 +102,7 @@ impl Person {
             }
             let (least, most) = match lost {
                 Lost::Ordered(Order::Reset(pause)) => (pause, pause),
-                Lost::Ordered(Order::Burst(_)) => (Duration::ZERO, Duration::ZERO),
+                Lost::Ordered(_) => (Duration::ZERO, Duration::ZERO),
                 Lost::Closed(1001 | 1012) => (Duration::ZERO, TOLD_PAUSE),
                 _ => self.manners.pause,
             };
@@ -207,7 +209,11 @@ impl Person {
                         if !self.session.owes_ack() {
                             ack_at = Instant::now() + ACK_AFTER;
                         }
-                        match self.session.take(&frame) {
+                        let seen = self.session.take(&frame);
+                        if frame["kind"] == "connection" {
+                            lock(&self.writer.scene.copied)[self.writer.index] = self.session.has_standby();
+                        }
+                        match seen {
                             Seen::Shown(text) => self.writer.read(&text),
                             Seen::Answered((pair, number), answer) => {
                                 self.writer.note(pair, number, &Event::Answered(answer));
@@ -228,13 +234,15 @@ impl Person {
                     silent_at = Instant::now() + patience;
                     frames.push(self.session.question());
                 },
-                Some(order) = self.orders.recv() => {
-                    if let Order::Burst(count) = order {
+                Some(order) = self.orders.recv() => match order {
+                    Order::Ask => frames.push(self.session.question()),
+                    Order::Reset(_) => return Some(Lost::Ordered(order)),
+                    Order::Burst(count) => {
                         let burst = count.min(self.writer.left);
                         frames.extend((0..burst).map(|_| self.compose()));
                         drop(self.write(socket, frames).await);
+                        return Some(Lost::Ordered(order));
                     }
-                    return Some(Lost::Ordered(order));
                 },
                 changed = sending.changed() => match changed {
                     Ok(()) => continue,

@@ -27,6 +27,8 @@ pub struct Resumable {
     seq: u64,
     /// How long what was written may be written again.
     window: Duration,
+    /// Whether the server said last that another node has what it has.
+    has_standby: bool,
     /// Whether this connection has begun.
     is_greeted: bool,
     unacknowledged: u32,
@@ -72,6 +74,11 @@ impl Resumable {
     /// What the session is resumed by.
     pub fn token(&self) -> Option<&str> {
         self.token.as_deref()
+    }
+
+    /// Whether the server said last that another node has what it has.
+    pub fn has_standby(&self) -> bool {
+        self.has_standby
     }
 
     /// Messages without an answer.
@@ -124,6 +131,7 @@ impl Resumable {
         let id = data["client_id"].as_str().and_then(|id| Uuid::try_parse(id).ok());
         self.token = data["resume"]["token"].as_str().map(str::to_owned);
         self.window = Duration::from_millis(data["resume"]["window_ms"].as_u64().unwrap_or(0));
+        self.has_standby = data["resume"]["standby"] == true;
         if std::mem::replace(&mut self.is_greeted, true) {
             return Seen::Nothing;
         }
