@@ -365,3 +365,15 @@ async fn a_sentinel_given_for_a_redis_is_called_one() {
     let gateway = Gateway::start(binary(), &["--sentinels", &redis.address()], &[]).await.unwrap();
     fails_because(&gateway, &["is a Redis", "--redis"]).await;
 }
+
+/// A port that was mixed up with another: here with a gateway's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_no_redis_is_called_so_in_one_line() {
+    let other = Gateway::start(binary(), &[], &[]).await.unwrap();
+    for flag in ["--redis", "--sentinels"] {
+        let gateway = Gateway::start(binary(), &[flag, &other.address.to_string()], &[]).await.unwrap();
+        fails_because(&gateway, &["does not speak the protocol of Redis"]).await;
+        let health = gateway.health().await.unwrap();
+        assert!(!health["checks"]["broker"][0]["output"].as_str().unwrap().contains('\n'), "{health:#}");
+    }
+}

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
 use redis::io::AsyncDNSResolver;
 use redis::{
-    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
-    RedisError, RedisFuture,
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
+    RedisConnectionInfo, RedisError, RedisFuture,
 };
 
 use super::machine::{Peer, Replica, View};
@@ -35,6 +35,8 @@ pub(super) enum AskError {
     Refused(String),
     #[error("this is a Redis, not a Sentinel: give a Sentinel's address, or this one to --redis (TEXTO_REDIS)")]
     Redis,
+    #[error("the peer does not speak the protocol of Redis")]
+    Protocol,
     #[error("no answer within {0:?}")]
     Silent(Duration),
     #[error("its answer makes no sense: {0}")]
@@ -221,13 +223,14 @@ impl Settings {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if error.is_timeout() => Err(AskError::Silent(self.limit)),
             Ok(Err(error)) => {
-                let text = self.credentials.censor(&error.to_string());
+                let text = self.credentials.censor(&error.to_string()).replace(['\r', '\n'], " ");
                 let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication failed"];
                 let refused =
                     refused.iter().any(|word| text.contains(word)) || text.contains("without any password configured");
                 Err(match error.is_io_error() {
                     _ if refused => AskError::Refused(text),
                     _ if text.to_lowercase().contains("unknown command") => AskError::Redis,
+                    _ if error.kind() == ErrorKind::Parse => AskError::Protocol,
                     true => AskError::Io(text),
                     false => AskError::Other(text),
                 })
