@@ -609,16 +609,8 @@ impl<R> Sender<R> {
                     self.handed(now, key, *number, actions);
                     continue;
                 }
-                Decision::Full => {
-                    // All that was published behind it is refused as well, so that nothing overtakes it.
-                    let lane = self.lanes.get(&key).into_iter().flatten();
-                    let behind: Vec<Number> = lane.copied().filter(|n| n >= number).collect();
-                    for behind in behind {
-                        if self.log.get(&behind).is_some_and(|pending| pending.published.is_some()) {
-                            self.settle(behind, Outcome::Busy, actions);
-                        }
-                    }
-                }
+                // All that was published behind it is refused as well, so that nothing overtakes it.
+                Decision::Full => self.settle_from(*number, Outcome::Busy, true, actions),
                 Decision::Absent => {
                     if let Some(link) = master_or_first(self.master, self.up) {
                         self.seek(now, link, *number, 0, actions);
@@ -819,6 +811,29 @@ impl<R> Sender<R> {
         let is_published = |number: &Number| self.log.get(number).is_some_and(|pending| pending.published.is_some());
         if let Some(first) = first.filter(is_published) {
             self.send_again(now, first, actions);
+        }
+    }
+
+    /// Answers a message that failed, and those behind it that must not overtake it: `published` ones, if there is reason
+    /// for that. If its sender may have gone to another node meanwhile, where it will ask for all of them again, in order,
+    /// that is all of them.
+    pub(super) fn settle_from(
+        &mut self,
+        number: Number,
+        outcome: Outcome,
+        published: bool,
+        actions: &mut Actions<R>,
+    ) {
+        let Some(pending) = self.log.get(&number) else { return };
+        let all = envelope::may_come_again(&pending.body);
+        let lane = self.lanes.get(&(pending.to, pending.sender)).into_iter().flatten();
+        let behind: Vec<Number> = lane.copied().filter(|n| *n > number).collect();
+        self.settle(number, outcome, actions);
+        for behind in behind {
+            let is_published = self.log.get(&behind).is_some_and(|pending| pending.published.is_some());
+            if all || published && is_published {
+                self.settle(behind, outcome, actions);
+            }
         }
     }
 

@@ -165,7 +165,7 @@ impl<R> Sender<R> {
             for number in asked {
                 if let Some(pending) = self.log.get(&number) {
                     keys.insert((pending.to, pending.sender));
-                    self.settle(number, Outcome::NotConnected, actions);
+                    self.settle_from(number, Outcome::NotConnected, false, actions);
                 }
             }
             for key in keys {
