@@ -817,13 +817,7 @@ impl<R> Sender<R> {
     /// Answers a message that failed, and those behind it that must not overtake it: `published` ones, if there is reason
     /// for that. If its sender may have gone to another node meanwhile, where it will ask for all of them again, in order,
     /// that is all of them.
-    pub(super) fn settle_from(
-        &mut self,
-        number: Number,
-        outcome: Outcome,
-        published: bool,
-        actions: &mut Actions<R>,
-    ) {
+    pub(super) fn settle_from(&mut self, number: Number, outcome: Outcome, published: bool, actions: &mut Actions<R>) {
         let Some(pending) = self.log.get(&number) else { return };
         let all = envelope::may_come_again(&pending.body);
         let lane = self.lanes.get(&(pending.to, pending.sender)).into_iter().flatten();
