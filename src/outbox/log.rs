@@ -125,7 +125,7 @@ impl Log {
 
     /// Up to where messages may be written.
     pub(super) fn writable(&self) -> Position {
-        self.standby.map_or(self.last, |standby| standby.confirmed)
+        self.standby.map_or(self.last, |standby| standby.confirmed.min(self.last))
     }
 
     /// A message comes in behind `kept` others.

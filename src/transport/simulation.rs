@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::envelope::{Channel, Decision, Number, body, head};
+use super::envelope::{Channel, Decision, Frame, Number, body, decode, head};
 use super::homes::Resumption;
 use super::peers::HELLO_EVERY;
 use super::sender::{Actions, Answer, Command, Times};
@@ -43,6 +43,10 @@ enum Planted {
     ForgottenPredecessor,
     /// What has come before is taken for new.
     CopyShown,
+    /// No node says that it has a session, so nobody yields.
+    NobodyYields,
+    /// A session's messages are shown before its standby has them.
+    ShownBeforeCopied,
 }
 
 #[derive(Debug)]
@@ -565,6 +569,11 @@ impl World {
     }
 
     fn show(&mut self, client: usize, most: usize) {
+        if self.planted == Planted::ShownBeforeCopied
+            && let Some((_, term)) = self.clients[client].outbox.standby()
+        {
+            self.clients[client].outbox.confirm(term, Position::MAX);
+        }
         let attachment = match &self.clients[client].person {
             None => 0,
             Some(person) if person.connected => person.attachment,
@@ -750,6 +759,10 @@ impl World {
                 }
                 Op::Do(Command::Control(channel, bytes), _) => {
                     numbers.push(None);
+                    if self.planted == Planted::NobodyYields && matches!(decode(&bytes), Ok(Frame::Held(..))) {
+                        answers.push(Answer::Receivers(1));
+                        continue;
+                    }
                     answers.push(Answer::Receivers(self.publish(server, channel, &bytes)));
                 }
                 Op::Do(Command::Count(channels), _) => {
@@ -1278,7 +1291,13 @@ fn a_session_outlives_each_single_fault_of_a_node() {
 
 #[test]
 fn planted_faults_are_found() {
-    for planted in [Planted::AckOnCount, Planted::ForgottenPredecessor, Planted::CopyShown] {
+    for planted in [
+        Planted::AckOnCount,
+        Planted::ForgottenPredecessor,
+        Planted::CopyShown,
+        Planted::NobodyYields,
+        Planted::ShownBeforeCopied,
+    ] {
         let found = (0..1000)
             .find_map(|seed| World::new(seed, planted, Faults::All).run().err().map(|failure| (seed, failure)));
         let (_, failure) = found.unwrap_or_else(|| panic!("{planted:?} is not found within a thousand seeds"));
