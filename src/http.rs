@@ -198,10 +198,10 @@ fn health(app: App) -> BoxedFilter<(WarpResponse,)> {
 }
 
 fn metrics(app: App) -> BoxedFilter<(WarpResponse,)> {
-    let metrics = app.context.metrics.clone();
+    let context = app.context.clone();
     warp::path!("metrics")
         .and(get_or_head())
-        .map(move || match metrics.render() {
+        .map(move || match context.render_metrics() {
             Ok(text) => {
                 let mut response = plain(StatusCode::OK, &text);
                 let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

@@ -20,6 +20,7 @@ pub mod secret;
 pub mod variables;
 
 pub mod budget;
+pub mod census;
 pub mod client_address;
 pub mod http;
 pub mod keep_alive;

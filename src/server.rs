@@ -95,8 +95,7 @@ pub async fn run(
     let registry = Arc::new(Registry::default());
     let limits = config.limits;
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
-    let detached = metrics.sessions_detached.clone();
-    let windows = Arc::new(Windows::new(limits.resume_window, limits.max_connections, detached));
+    let windows = Arc::new(Windows::new(limits.resume_window, limits.max_connections, metrics.clone()));
     let sessions = Sessions { registry: registry.clone(), windows: windows.clone(), budget: budget.clone(), limits };
     let broker = start_broker(&config, sessions, &metrics, &tasks);
 

@@ -68,6 +68,17 @@ pub struct Context {
     pub windows: Arc<Windows>,
 }
 
+impl Context {
+    /// The metrics as they are now, in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// When a metric can't be encoded.
+    pub fn render_metrics(&self) -> Result<String, prometheus::Error> {
+        self.metrics.sessions.show(&self.registry.census());
+        self.metrics.render()
+    }
+}
+
 /// How a connection begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
@@ -196,6 +207,8 @@ async fn serve(begun: Begun, socket: Socket, context: Arc<Context>) -> (End, Opt
     if end == End::SlowReader {
         metrics.slow_readers.inc();
         metrics.outbox_dropped.inc_by(unwritten as u64);
+    } else if session.ticket.is_none() {
+        metrics.sessions.abandoned_by_connection.inc_by(unwritten as u64);
     }
     (end, session.socket.take())
 }

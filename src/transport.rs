@@ -12,6 +12,7 @@
 pub mod envelope;
 pub mod homes;
 pub mod inbox;
+mod lacking;
 pub mod peers;
 pub mod record;
 pub mod sender;

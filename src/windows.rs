@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus::IntGauge;
 use tracing::warn;
 
 use crate::broker::Broker;
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::registry::Registry;
 use crate::repeats::Repeats;
@@ -28,15 +28,15 @@ pub fn end(outbox: &Arc<Outbox>, registry: &Registry, broker: &dyn Broker) -> us
 pub struct Windows {
     window: Duration,
     most: usize,
-    gauge: IntGauge,
+    metrics: Arc<Metrics>,
     /// The one that ends first comes first, for all windows are as long.
     waiting: Mutex<VecDeque<(Instant, Arc<Outbox>)>>,
 }
 
 impl Windows {
-    /// Sessions are kept for `window`, up to `most` of them; `gauge` shows how many there are.
-    pub fn new(window: Duration, most: usize, gauge: IntGauge) -> Self {
-        Self { window, most, gauge, waiting: Mutex::default() }
+    /// Sessions are kept for `window`, up to `most` of them.
+    pub fn new(window: Duration, most: usize, metrics: Arc<Metrics>) -> Self {
+        Self { window, most, metrics, waiting: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Outbox>)>> {
@@ -58,7 +58,8 @@ impl Windows {
             tokio::time::sleep(LOOK).await;
             let now = Instant::now();
             for outbox in self.over(now) {
-                end(&outbox, &registry, &*broker);
+                let left = end(&outbox, &registry, &*broker);
+                self.metrics.sessions.abandoned_by_window.inc_by(left as u64);
             }
             let crowded = self.crowded_out();
             for outbox in &crowded {
@@ -105,7 +106,7 @@ impl Windows {
                 !goes
             });
         }
-        self.gauge.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
+        self.metrics.sessions.detached.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
         out
     }
 }

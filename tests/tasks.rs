@@ -171,8 +171,7 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let health = Arc::new(Health::new("test", LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     let keys = Keys::own().unwrap();
-    let gauge = metrics.sessions_detached.clone();
-    let windows = Arc::new(Windows::new(limits.resume_window, 1, gauge));
+    let windows = Arc::new(Windows::new(limits.resume_window, 1, metrics.clone()));
     let context = Arc::new(Context {
         registry: registry.clone(),
         broker,

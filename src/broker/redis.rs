@@ -198,7 +198,7 @@ impl Shared {
     /// Answers, subscribes, and wakes the links that have something to send.
     fn act(&self, mut actions: Effects) {
         loop {
-            self.metrics.messages_resent.inc_by(actions.resent);
+            self.metrics.count(&std::mem::take(&mut actions.figures));
             for link in actions.links() {
                 self.wakes[link].notify_one();
             }
@@ -374,6 +374,8 @@ impl Shared {
                 let mut actions = Actions::default();
                 self.transport.beat(now, &mut actions);
                 self.act(actions);
+                let (others, longest) = self.transport.safety(now);
+                self.metrics.sessions.show_safety(others, longest);
             }
             if now >= look {
                 look = now + LOOK_EVERY;

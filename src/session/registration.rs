@@ -151,7 +151,7 @@ async fn find(context: &Arc<Context>, request: Uuid, wish: Wish) -> Begun {
     if !wish.resumable {
         return Begun::new(context, Some(request));
     }
-    let metrics = &context.metrics;
+    let metrics = &context.metrics.sessions;
     let Some(token) = wish.resume else {
         return Begun::stranger(context, request);
     };
@@ -159,24 +159,27 @@ async fn find(context: &Arc<Context>, request: Uuid, wish: Wish) -> Begun {
         Ok(claims) => claims,
         Err(flaw) => {
             debug!(%flaw, "a resume token is not taken");
-            metrics.resumes.with_label_values(&[flaw.label()]).inc();
+            metrics.resumes.flaw(flaw);
             return Begun::stranger(context, request);
         }
     };
     let Claims { client, generation, first_issue, .. } = claims;
     let first_issue = Some(first_issue);
-    match context.broker.resume(client, generation).await {
+    let began = Instant::now();
+    let resumption = context.broker.resume(client, generation).await;
+    metrics.resume_duration.observe(began.elapsed().as_secs_f64());
+    match resumption {
         Resumption::Here(outbox) => {
-            metrics.resumes.with_label_values(&["resumed"]).inc();
+            metrics.resumes.resumed.inc();
             Begun::resumable(context, outbox, wish.seq, first_issue, true, request)
         }
         Resumption::Lost => {
-            metrics.resumes.with_label_values(&["lost"]).inc();
+            metrics.resumes.lost.inc();
             let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
             Begun::fresh(context, outbox, first_issue, request)
         }
         Resumption::Refused => {
-            metrics.resumes.with_label_values(&["refused"]).inc();
+            metrics.resumes.refused.inc();
             Begun::stranger(context, request)
         }
     }

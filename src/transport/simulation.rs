@@ -1180,6 +1180,12 @@ impl World {
                 self.fail(format!("person {client} never came back"));
             }
         }
+        for node in 0..NODES {
+            let (others, longest) = self.nodes[node].transport.safety(self.instant());
+            if self.nodes[node].alive && others > 0 && longest > Duration::from_secs(2) {
+                self.fail(format!("on node {node} a session has waited for its second copy for {longest:?}"));
+            }
+        }
         let mut last: BTreeMap<(usize, usize), usize> = BTreeMap::new();
         let mut problems = Vec::new();
         let places: Vec<HashMap<usize, usize>> = self
