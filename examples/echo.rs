@@ -60,7 +60,7 @@ async fn echo(mut socket: Socket) {
             Incoming::Binary(bytes) => socket.feed(Message::Binary(bytes)).await,
             Incoming::Alive => Ok(()),
             Incoming::Violation(code, reason) => return socket.close(code, reason).await,
-            Incoming::Closed => return socket.answer_close().await,
+            Incoming::Closed(_) => return socket.answer_close().await,
             Incoming::Broken => return,
         };
         if sent.is_err() || socket.flush().await.is_err() {

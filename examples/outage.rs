@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use texto::outbox::Outcome;
+use texto::transport::envelope::Channel;
 use texto::transport::peers::Peers;
 use texto::transport::sender::{Actions, Sender, Times};
 use uuid::Uuid;
@@ -39,7 +40,7 @@ fn main() {
             // Many people write to one: each has a lane of its own, with few messages in it.
             let from = Uuid::from_u128(u128::from(number % 1_000) | 1 << 100);
             timed(&mut sender, &mut |sender, actions| {
-                sender.submit(now, from, receiver, Bytes::from_static(&[b'x'; 100]), (), actions);
+                sender.submit(now, from, Channel::Client(receiver), Bytes::from_static(&[b'x'; 100]), (), actions);
             });
             if number % 40 == 0 {
                 timed(&mut sender, &mut |sender, actions| _ = sender.tick(now, actions));

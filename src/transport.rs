@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use self::envelope::{Channel, Decision, Foreign, Frame, Hello, Number, Tag};
-use self::homes::{Debts, Homes};
+use self::homes::{Call, Debts, Homes};
 use self::inbox::{Arrival, Due};
 use self::peers::{Peers, Standing};
 use self::record::Record;
@@ -117,8 +117,7 @@ impl<R> Transport<R> {
     /// The transport of the node `tag`, called `name` in others' logs.
     pub fn new(
         now: Instant,
-        tag: Tag,
-        name: &str,
+        (tag, name): (Tag, &str),
         times: Times,
         limits: &Limits,
         budget: Arc<Budget>,
@@ -181,7 +180,7 @@ impl<R> Transport<R> {
         for outbox in self.registry.prune(now, self.window, floor) {
             if let (Some((tag, _)), Some((term, record, position))) = (outbox.standby(), outbox.had_record()) {
                 let records = vec![(record, Uuid::nil(), position)];
-                self.submit_records(&mut self.sender(), now, outbox.client(), tag, term, records, actions);
+                self.submit_records(&mut self.sender(), now, outbox.client(), (tag, term), records, actions);
             }
         }
     }
@@ -282,7 +281,8 @@ impl<R> Transport<R> {
     ) -> Arrived {
         let known = match (channel, record::decode(envelope.text)) {
             (Channel::Claim(client), Some((_, Record::Claim(generation)))) => {
-                self.claimed(now, client, envelope.tag, envelope.place, generation, gathered, actions);
+                let call = Call { tag: envelope.tag, place: envelope.place, generation };
+                self.claimed(now, client, call, gathered, actions);
                 true
             }
             (Channel::Node(_), Some(_)) => self.letter(now, envelope, gathered, actions),

@@ -66,6 +66,31 @@ async fn a_gateway_without_redis_and_sentinels_asks_its_clients_to_leave() {
     assert!(errors.keys().all(|code| code == "EBROKER" || code == "ENOTCONN"), "{verdict:#}");
 }
 
+async fn persons_notice_nothing(scenario: &str) {
+    let verdict = verdict(scenario).await;
+    let report = &verdict["report"];
+    for count in ["id_changed", "told", "told_missing", "given_up"] {
+        assert_eq!(report[count], 0, "{count} in {verdict:#}");
+    }
+    assert_eq!(report["errors"], serde_json::json!({}), "{verdict:#}");
+    assert!(report["resumed"].as_u64().unwrap() > 5, "{verdict:#}");
+}
+
+#[tokio::test]
+async fn a_gateway_dies_with_sender_and_receiver() {
+    persons_notice_nothing("kill-shared-gateway").await;
+}
+
+#[tokio::test]
+async fn a_gateway_is_restarted_and_another_dies() {
+    persons_notice_nothing("restart-then-kill").await;
+}
+
+#[tokio::test]
+async fn what_was_not_answered_is_sent_again_elsewhere() {
+    persons_notice_nothing("resend-elsewhere").await;
+}
+
 /// Without links to the replicas a killed master is noticed, and the judge says so.
 #[tokio::test]
 async fn the_judge_finds_what_is_broken() {

@@ -3,12 +3,16 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use texto_lab::client::{Answer, Client};
 use texto_lab::cluster::ClusterOptions;
 use texto_lab::process::until;
 use texto_lab::stage::Stage;
 use texto_lab::traffic::{Load, Traffic};
+use tokio::task::JoinSet;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
@@ -61,6 +65,36 @@ async fn followed(stage: &Stage, server: usize) {
     })
     .await
     .unwrap();
+}
+
+/// While there is no master, a newcomer is greeted when one server has its subscription; the others follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_greeted_while_there_is_no_master_is_never_absent() {
+    let mut stage = stage().await;
+    let addresses = stage.addresses();
+    let over = Arc::new(AtomicBool::new(false));
+    let mut tasks = JoinSet::new();
+    for _ in 0..20 {
+        let (addresses, over) = (addresses.clone(), over.clone());
+        let mut writer = Client::connect(addresses[0]).await.unwrap();
+        tasks.spawn(async move {
+            let mut greeted = 0;
+            while !over.load(Ordering::Relaxed) {
+                let mut newcomer = Client::connect(addresses[1]).await.unwrap();
+                let answer = writer.send(newcomer.id, "welcome").await.unwrap();
+                assert_eq!(answer, Answer::Ack, "to number {greeted}");
+                assert_eq!(newcomer.receive().await.unwrap().1, "welcome");
+                greeted += 1;
+            }
+            greeted
+        });
+    }
+    stage.cluster.servers[0].kill();
+    let master = stage.cluster.wait_for_new_master(0, LIMIT).await.unwrap();
+    followed(&stage, master).await;
+    over.store(true, Ordering::Relaxed);
+    let greeted: Vec<usize> = tasks.join_all().await;
+    assert!(greeted.iter().all(|greeted| *greeted > 0), "{greeted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

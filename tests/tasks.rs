@@ -102,6 +102,7 @@ async fn a_task_that_ends_by_itself_ends_the_gateway_or_is_started_again() {
         "link",
         "session keys",
         "watcher",
+        "windows",
     ];
     for name in vital {
         let gateway = Gateway::start(&cluster).await;

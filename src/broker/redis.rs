@@ -152,7 +152,7 @@ impl RedisBroker {
         // New for each start, so that nobody takes what an earlier run of this node sent for this one's.
         let tag: Tag = fastrand::u64(1..);
         let transport =
-            Transport::new(now, tag, node_id, times, &limits, budget, registry.clone(), fastrand::Rng::new());
+            Transport::new(now, (tag, node_id), times, &limits, budget, registry.clone(), fastrand::Rng::new());
         let shared = Arc::new(Shared {
             config: config.clone(),
             client_name: format!("texto:{node_id}"),

@@ -199,6 +199,8 @@ struct Pending<R> {
     attempt: u8,
     /// It has waited for its receipt long enough, but others of its lane come first.
     overdue: bool,
+    /// The replica by which it goes alone.
+    by: Option<LinkId>,
 }
 
 impl<R> Pending<R> {
@@ -374,6 +376,7 @@ impl<R> Sender<R> {
         }
         self.unasked(now, link, lost.questions, actions);
         self.route(now, actions);
+        self.give_to_carriers(link, actions);
         for (tag, receipts) in untold {
             self.tell(self.carriers, tag, &receipts, actions);
         }
@@ -391,10 +394,19 @@ impl<R> Sender<R> {
         let number = self.next;
         self.next += 1;
         let until = now + self.patience();
+        // What one node says to another goes as receipts do: once, and not once a link.
+        let by = if matches!(to, Channel::Node(_)) { self.replica_for_nodes(now) } else { None };
         self.lanes.entry((to, sender)).or_default().push_back(number);
-        let pending = Pending { to, sender, body, reply, until, published: None, attempt: 0, overdue: false };
+        let pending = Pending { to, sender, body, reply, until, published: None, attempt: 0, overdue: false, by };
         self.log.insert(number, pending);
-        for link in links(self.carriers).filter(|link| self.gathers_until(now, *link).is_none()) {
+        let on = match by {
+            Some(link) => {
+                self.links[link].again.push_back(number);
+                bit(link)
+            }
+            None => self.carriers,
+        };
+        for link in links(on).filter(|link| self.gathers_until(now, *link).is_none()) {
             actions.wake |= bit(link);
         }
     }
@@ -500,7 +512,7 @@ impl<R> Sender<R> {
                     break;
                 }
                 slot.cursor = number + 1;
-                if now >= pending.until {
+                if now >= pending.until || pending.by.is_some_and(|by| by != link) {
                     continue;
                 }
                 if pending.published.is_none() {
@@ -584,9 +596,21 @@ impl<R> Sender<R> {
         }
     }
 
+    /// What went by the replica behind `link` alone goes by whoever carries messages.
+    fn give_to_carriers(&mut self, link: LinkId, actions: &mut Actions<R>) {
+        let Some(other) = master_or_first(self.master, self.carriers & !bit(link)) else { return };
+        for (number, pending) in self.log.iter_mut().filter(|(_, pending)| pending.by == Some(link)) {
+            pending.by = None;
+            self.links[other].again.push_back(*number);
+            actions.wake |= bit(other);
+        }
+    }
+
     /// A server refused a message: the others may not.
     fn ask_elsewhere(&mut self, link: LinkId, number: Number, actions: &mut Actions<R>) {
-        for other in links(self.up & !bit(link) & !self.carriers) {
+        let Some(pending) = self.log.get_mut(&number) else { return };
+        let alone = pending.by.take() == Some(link);
+        for other in links(self.up & !bit(link) & if alone { Links::MAX } else { !self.carriers }) {
             self.links[other].again.push_back(number);
             actions.wake |= bit(other);
         }
@@ -605,16 +629,8 @@ impl<R> Sender<R> {
                     self.handed(now, key, *number, actions);
                     continue;
                 }
-                Decision::Full => {
-                    // All that was published behind it is refused as well, so that nothing overtakes it.
-                    let lane = self.lanes.get(&key).into_iter().flatten();
-                    let behind: Vec<Number> = lane.copied().filter(|n| n >= number).collect();
-                    for behind in behind {
-                        if self.log.get(&behind).is_some_and(|pending| pending.published.is_some()) {
-                            self.settle(behind, Outcome::Busy, actions);
-                        }
-                    }
-                }
+                // All that was published behind it is refused as well, so that nothing overtakes it.
+                Decision::Full => self.settle_from(*number, Outcome::Busy, true, actions),
                 Decision::Absent => {
                     if let Some(link) = master_or_first(self.master, self.up) {
                         self.seek(now, link, *number, 0, actions);
@@ -731,6 +747,7 @@ impl<R> Sender<R> {
                 for (tag, receipts) in untold {
                     self.tell_by_carriers(now, link, tag, &receipts, actions);
                 }
+                self.give_to_carriers(link, actions);
                 let asked: Vec<Channel> =
                     self.searches.iter().filter(|(_, s)| s.under_way & bit(link) != 0).map(|(r, _)| *r).collect();
                 for channel in asked {
@@ -815,6 +832,23 @@ impl<R> Sender<R> {
         let is_published = |number: &Number| self.log.get(number).is_some_and(|pending| pending.published.is_some());
         if let Some(first) = first.filter(is_published) {
             self.send_again(now, first, actions);
+        }
+    }
+
+    /// Answers a message that failed, and those behind it that must not overtake it: `published` ones, if there is reason
+    /// for that. If its sender may have gone to another node meanwhile, where it will ask for all of them again, in order,
+    /// that is all of them.
+    pub(super) fn settle_from(&mut self, number: Number, outcome: Outcome, published: bool, actions: &mut Actions<R>) {
+        let Some(pending) = self.log.get(&number) else { return };
+        let all = envelope::may_come_again(&pending.body);
+        let lane = self.lanes.get(&(pending.to, pending.sender)).into_iter().flatten();
+        let behind: Vec<Number> = lane.copied().filter(|n| *n > number).collect();
+        self.settle(number, outcome, actions);
+        for behind in behind {
+            let is_published = self.log.get(&behind).is_some_and(|pending| pending.published.is_some());
+            if all || published && is_published {
+                self.settle(behind, outcome, actions);
+            }
         }
     }
 

@@ -287,8 +287,7 @@ impl World {
         let registry = Arc::new(Registry::default());
         let transport = Transport::new(
             now,
-            tag,
-            "node",
+            (tag, "node"),
             TIMES,
             &limits(),
             crate::outbox::tests::unbounded(),
@@ -1106,7 +1105,7 @@ impl World {
         }
         let (copies, moves) = self.nodes[node].transport.kept();
         let idle = self.nodes[node].registry.is_empty();
-        if copies + moves > 0 && self.now < until || !idle && self.now < until {
+        if (copies + moves > 0 || !idle) && self.now < until {
             return self.after(20 * MS, 50 * MS, Event::Leave { node, life, until });
         }
         let mut actions = Actions::default();

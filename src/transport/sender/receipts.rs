@@ -28,7 +28,7 @@ impl<R> Sender<R> {
         everywhere: bool,
         actions: &mut Actions<R>,
     ) {
-        let replica = self.replica_for_receipts(now);
+        let replica = self.replica_for_nodes(now);
         if let Some(replica) = replica.filter(|_| everywhere) {
             self.doubt(now, replica); // That node has not heard those before.
         }
@@ -49,8 +49,8 @@ impl<R> Sender<R> {
         }
     }
 
-    /// The replica that this node's receipts go by in calm, if there is one that can be relied on.
-    fn replica_for_receipts(&self, now: Instant) -> Option<LinkId> {
+    /// The replica that what is for one node alone goes by in calm, if there is one that can be relied on.
+    pub(super) fn replica_for_nodes(&self, now: Instant) -> Option<LinkId> {
         let master = self.master.filter(|_| !self.in_motion(now))?;
         let prompt = self.links[master].trip * 2;
         links(self.up & !bit(master)).find(|link| {

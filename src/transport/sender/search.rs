@@ -132,6 +132,7 @@ impl<R> Sender<R> {
     }
 
     pub(super) fn round_goes_on(&mut self, now: Instant, receiver: Channel, actions: &mut Actions<R>) {
+        let in_motion = self.in_motion(now);
         let silent = links(self.up).filter(|link| self.links[*link].suspect).fold(0, |set, link| set | bit(link));
         let Some(search) = self.searches.get_mut(&receiver) else { return };
         if search.retry.is_some() {
@@ -158,14 +159,16 @@ impl<R> Sender<R> {
         }
         let rest = self.up & !search.done & !search.under_way;
         let every_server_asked = rest & !silent == 0 && search.under_way & !silent == 0;
-        if search.is_counted && self.peers.speak_for_all(now, &search.covered, every_server_asked) {
+        // In motion a newcomer may be subscribed on some servers, and not yet on others.
+        let suffices = search.is_counted && (every_server_asked || !in_motion);
+        if suffices && self.peers.speak_for_all(now, &search.covered, every_server_asked) {
             let asked = std::mem::take(&mut search.asked);
             let again = !search.next.is_empty();
             let mut keys = BTreeSet::new();
             for number in asked {
                 if let Some(pending) = self.log.get(&number) {
                     keys.insert((pending.to, pending.sender));
-                    self.settle(number, Outcome::NotConnected, actions);
+                    self.settle_from(number, Outcome::NotConnected, false, actions);
                 }
             }
             for key in keys {

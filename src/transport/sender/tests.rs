@@ -122,3 +122,28 @@ fn a_server_that_puts_things_off_says_nothing_about_absence_for_a_while() {
     assert_eq!(outcome, Outcome::NotConnected);
     assert!(took >= SETTLE && took < SETTLE + 2 * PAUSE_MOST, "{took:?}");
 }
+
+#[test]
+fn in_motion_one_server_does_not_speak_for_the_others() {
+    let (mut sender, now) = sender(1, 10);
+    sender.peers.listening(now - Duration::from_secs(1));
+    let other = LINK + 1;
+    let mut actions = Actions::default();
+    sender.link_up(now, other, &mut actions);
+    sender.set_master(now, None, &mut actions);
+    // Nobody is counted anywhere; then both servers are asked, the first alone at first.
+    for link in [LINK, other] {
+        let batch = sender.next_batch(now, link);
+        sender.answered(now, link, vec![Answer::Receivers(0); batch.len()], &mut actions);
+    }
+    let now = now + GATHER;
+    let mut ask = |link, receiver| {
+        let batch = sender.next_batch(now, link);
+        assert_eq!(batch.len(), 1, "{batch:?}");
+        let mut actions = Actions::default();
+        sender.answered(now, link, vec![Answer::Counts(vec![receiver, 1])], &mut actions);
+        actions.decided
+    };
+    assert_eq!(ask(LINK, 0), [], "the other may know better");
+    assert_eq!(ask(other, 0), [(0, Outcome::NotConnected)]);
+}

@@ -1,0 +1,199 @@
+//! Owns how a session is called to the node where its client is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::moves::Goal;
+use super::{DISTRUST, Homes};
+use crate::outbox::log::is_past;
+use crate::outbox::{CloseOrder, Outbox};
+use crate::transport::envelope::{self, Channel, Decision, Number, Place, Tag};
+use crate::transport::inbox::Room;
+use crate::transport::record::{self, Record};
+use crate::transport::sender::Actions;
+use crate::transport::{Duty, Gathered, Transport};
+
+/// A home that is asked whether it lives answers within this, or hangs.
+const ANSWER_WITHIN: Duration = Duration::from_millis(50);
+/// A claim that was not repeated for so long has been answered by somebody.
+pub(super) const KNOCK: Duration = Duration::from_secs(1);
+/// A claim that was heard, and led to nothing for so long, is made again.
+const CLAIM_AGAIN: Duration = Duration::from_millis(500);
+
+/// What became of a claim.
+#[derive(Clone, Debug)]
+pub enum Resumption {
+    /// The session is here, with all that was acknowledged.
+    Here(Arc<Outbox>),
+    /// Its client has a newer token.
+    Refused,
+    /// Nobody has it any more, or nobody could vouch for it in time.
+    Lost,
+}
+
+/// A claim, as it is heard.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::transport) struct Call {
+    /// The node that wants the session.
+    pub(in crate::transport) tag: Tag,
+    /// Where the claim stands in its lane.
+    pub(in crate::transport) place: Place,
+    /// Of the client's token.
+    pub(in crate::transport) generation: u64,
+}
+
+/// A claim that this node has heard as the standby.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Knock {
+    pub(super) call: Call,
+    pub(super) at: Instant,
+    /// When the home was asked whether it lives.
+    pub(super) asked: Option<Instant>,
+}
+
+/// A session that is wanted here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub(super) generation: u64,
+    pub(super) until: Instant,
+    /// When somebody said that it comes.
+    pub(super) heard: Option<Instant>,
+}
+
+/// A claim is decided by whoever hears it, before.
+pub(super) struct Bell(bool);
+
+impl Room<()> for Bell {
+    fn may_wait(&mut self, (): &()) -> bool {
+        false
+    }
+    fn waits_no_more(&mut self, (): &()) {}
+    fn admit(&mut self, _: Number, (): ()) -> bool {
+        self.0
+    }
+}
+
+impl<R> Transport<R> {
+    /// The session of `client` for one that has a token of `generation`, if this node is its home.
+    pub fn resume(
+        &self,
+        now: Instant,
+        client: Uuid,
+        generation: u64,
+        actions: &mut Actions<Duty<R>>,
+    ) -> Option<Resumption> {
+        let outbox = self.home(client)?;
+        if is_past(outbox.generation(), generation) {
+            self.give_up(now, &mut self.homes(), client, actions);
+            return None;
+        }
+        Some(if outbox.opens_to(generation) { Resumption::Here(outbox) } else { Resumption::Refused })
+    }
+
+    /// Has the session of `client`, for which there is a token of `generation`, come here. What becomes of it is among
+    /// the `claims` of some later actions.
+    pub fn claim(&self, now: Instant, client: Uuid, generation: u64, actions: &mut Actions<Duty<R>>) {
+        let mut homes = self.homes();
+        let until = now + self.times.send;
+        homes.claims.insert(client, Claim { generation, until, heard: None });
+        self.submit_claim(now, client, generation, actions);
+    }
+
+    pub(super) fn submit_claim(&self, now: Instant, client: Uuid, generation: u64, actions: &mut Actions<Duty<R>>) {
+        let record = record::encode(0, &Record::Claim(generation));
+        let body = envelope::body(Uuid::nil(), client, &record);
+        self.sender().submit(now, client, Channel::Claim(client), body, Duty::Claim { client }, actions);
+    }
+
+    /// The node `tag` wants the session of `client` for one that has a token of `generation`.
+    pub(in crate::transport) fn claimed(
+        &self,
+        now: Instant,
+        client: Uuid,
+        call: Call,
+        gathered: &mut Gathered,
+        actions: &mut Actions<Duty<R>>,
+    ) {
+        let Call { tag, place, generation } = call;
+        let mut homes = self.homes();
+        let mut home = self.home(client);
+        // Its client has been elsewhere since.
+        if home.as_ref().is_some_and(|outbox| is_past(outbox.generation(), generation)) {
+            return self.give_up(now, &mut homes, client, actions);
+        }
+        if self.registry.copy(client).is_some_and(|copy| is_past(copy.generation(), generation)) {
+            return self.drop_copy(&mut homes, client, actions);
+        }
+        if home.is_none()
+            && let Some(copy) = homes.copies.get(&client).copied()
+            && copy.home != tag
+        {
+            let knock = homes.knocks.entry(client).or_insert(Knock { call, at: now, asked: None });
+            (knock.call, knock.at) = (call, now);
+            // A home that lives answers the claim at once. One that answers neither that nor this node hangs, and nothing
+            // was acknowledged without this node.
+            let hangs = knock.asked.is_some_and(|at| now.saturating_duration_since(at) >= ANSWER_WITHIN);
+            if place.attempt > 0 && knock.asked.is_none() {
+                knock.asked = Some(now);
+                self.question(client, Channel::Node(copy.home), actions);
+            }
+            if (hangs || self.peers.is_gone(copy.home)) && self.may_take_over(now, &homes, client) {
+                homes.distrusted.insert(copy.home, now + DISTRUST);
+                self.take_over(now, &mut homes, client, actions);
+                home = self.home(client);
+            }
+        }
+        if let Some(outbox) = home {
+            self.answer_claim(now, &mut homes, &outbox, call, gathered, actions);
+        }
+    }
+
+    /// This node is the session's home, and another wants to be.
+    pub(super) fn answer_claim(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        outbox: &Arc<Outbox>,
+        Call { tag, place, generation }: Call,
+        gathered: &mut Gathered,
+        actions: &mut Actions<Duty<R>>,
+    ) {
+        let client = outbox.client();
+        homes.knocks.remove(&client);
+        let mut due = Vec::new();
+        let is_good = outbox.opens_to(generation);
+        homes.bell.arrive(tag, client, place, || (), &mut Bell(is_good), &mut due);
+        let is_new = due.iter().any(|due| !due.again && due.decision == Decision::Taken);
+        gathered.due(tag, due);
+        if tag == self.peers.me() {
+            if is_new && homes.claims.remove(&client).is_some() {
+                actions.claims.push((client, Resumption::Here(outbox.clone())));
+            }
+        } else if is_new {
+            let to = Goal { tag, at_least: generation, order: CloseOrder::TakenOver };
+            self.start_move(now, homes, outbox, to, actions);
+        }
+    }
+
+    pub(super) fn repeat_claims(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
+        let mut again = Vec::new();
+        let mut lost = Vec::new();
+        for (client, claim) in &mut homes.claims {
+            if now >= claim.until {
+                lost.push(*client);
+            } else if claim.heard.is_some_and(|at| now.saturating_duration_since(at) >= CLAIM_AGAIN) {
+                claim.heard = None;
+                again.push((*client, claim.generation));
+            }
+        }
+        for client in lost {
+            homes.claims.remove(&client);
+            actions.claims.push((client, Resumption::Lost));
+        }
+        for (client, generation) in again {
+            self.submit_claim(now, client, generation, actions);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Owns what a node makes of what others say of their sessions: the copies that it keeps for them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use super::{Copy, Homes, forget};
+use crate::budget::Budget;
+use crate::config::Limits;
+use crate::outbox::Outbox;
+use crate::outbox::log::Origin;
+use crate::transport::envelope::{self, Channel, Holding, Number, Tag};
+use crate::transport::inbox::Room;
+use crate::transport::record::{self, Record};
+use crate::transport::sender::Actions;
+use crate::transport::{Duty, Gathered, Transport};
+
+/// What waits for its predecessors on a node's own channel.
+const MOST_WAITING: usize = 65_536;
+
+/// What a home or a standby says to another, as it waits to be looked at.
+#[derive(Debug)]
+pub(super) struct Letter {
+    client: Uuid,
+    id: Uuid,
+    term: u64,
+    record: Record,
+}
+
+/// What follows from a letter.
+enum Effect {
+    /// Two nodes have this message: its sender is to know.
+    Confirmed(Origin),
+    Changed(Channel),
+    /// This node has the session, and the other does not know.
+    Held(Uuid),
+    /// A third node has it, and this one is its standby.
+    HeldBy(Tag, Holding),
+    /// Another node has it now.
+    Yield(Uuid),
+    Promoted(Uuid, u64),
+}
+
+/// The state that a letter is held against.
+pub(super) struct Post<'a, R> {
+    transport: &'a Transport<R>,
+    limits: &'a Limits,
+    budget: &'a Arc<Budget>,
+    copies: &'a mut HashMap<Uuid, Copy>,
+    copies_by_home: &'a mut BTreeMap<Tag, BTreeSet<Uuid>>,
+    leaving: bool,
+    tag: Tag,
+    effects: Vec<Effect>,
+    waiting: usize,
+}
+
+impl<R> Room<Letter> for Post<'_, R> {
+    fn may_wait(&mut self, _: &Letter) -> bool {
+        self.waiting += 1;
+        self.waiting <= MOST_WAITING
+    }
+
+    fn waits_no_more(&mut self, _: &Letter) {}
+
+    fn admit(&mut self, _: Number, letter: Letter) -> bool {
+        let Letter { client, id, term, record } = letter;
+        let known = self.copies.get(&client).is_some_and(|copy| copy.home == self.tag && copy.term == term);
+        match record {
+            Record::Open(opening) => self.open(client, term, opening),
+            Record::Message(taken) => {
+                let origin = taken.origin;
+                let kept = known && self.transport.registry.copy(client).is_some_and(|copy| copy.copy_taken(id, taken));
+                if kept {
+                    self.effects.push(Effect::Confirmed(origin));
+                } else {
+                    self.refuse(client, known);
+                }
+                kept
+            }
+            Record::Had(had, generation) => {
+                match self.transport.registry.copy(client).filter(|_| known) {
+                    Some(copy) => copy.copy_had(had, generation),
+                    None => self.refuse(client, known),
+                }
+                known
+            }
+            Record::Promote(generation) => {
+                let home = self.transport.home(client).is_some_and(|outbox| outbox.generation() >= generation);
+                if known {
+                    self.effects.push(Effect::Promoted(client, generation));
+                }
+                known || home
+            }
+            Record::End => {
+                if known {
+                    self.drop_copy(client);
+                }
+                true
+            }
+            Record::Claim(_) => false,
+        }
+    }
+}
+
+impl<R> Post<'_, R> {
+    fn open(&mut self, client: Uuid, term: u64, opening: record::Opening) -> bool {
+        if let Some(home) = self.transport.session(client) {
+            if home.generation() >= opening.generation {
+                self.effects.push(Effect::Held(client));
+                return false;
+            }
+            if !home.is_moving() {
+                self.effects.push(Effect::Yield(client));
+            }
+        }
+        if self.leaving {
+            return false;
+        }
+        let generation = self.transport.registry.copy(client).map_or(0, |copy| copy.generation());
+        if generation > opening.generation {
+            self.refuse(client, false);
+            return false; // An older home, that has not heard of its successor.
+        }
+        self.drop_copy(client);
+        self.transport.registry.keep_copy(Arc::new(Outbox::copy(client, opening, self.limits, self.budget)));
+        self.copies.insert(client, Copy { home: self.tag, term });
+        self.copies_by_home.entry(self.tag).or_default().insert(client);
+        self.effects.push(Effect::Changed(Channel::Claim(client)));
+        true
+    }
+
+    fn refuse(&mut self, client: Uuid, known: bool) {
+        if known {
+            self.drop_copy(client); // It has a hole: it is of no use.
+        } else if self.transport.session(client).is_some() {
+            self.effects.push(Effect::Held(client));
+        } else if let (Some(Copy { home, term }), Some(copy)) =
+            (self.copies.get(&client).copied(), self.transport.registry.copy(client))
+        {
+            let holding = Holding { client, generation: copy.generation(), term };
+            self.effects.push(Effect::HeldBy(home, holding));
+        }
+    }
+
+    fn drop_copy(&mut self, client: Uuid) {
+        if let Some(copy) = self.copies.remove(&client) {
+            forget(self.copies_by_home, copy.home, client);
+            self.transport.registry.remove_copy(client);
+            self.effects.push(Effect::Changed(Channel::Claim(client)));
+        }
+    }
+}
+
+impl<R> Transport<R> {
+    /// A letter from the node `tag` has come on this node's own channel.
+    pub(in crate::transport) fn letter(
+        &self,
+        now: Instant,
+        envelope: &envelope::Envelope<'_>,
+        gathered: &mut Gathered,
+        actions: &mut Actions<Duty<R>>,
+    ) -> bool {
+        let (tag, client) = (envelope.tag, envelope.sender);
+        let Some((term, record)) = record::decode(envelope.text) else { return false };
+        let mut homes = self.homes();
+        let Homes { limits, budget, desk, copies, copies_by_home, leaving, .. } = &mut *homes;
+        let mut post = Post {
+            transport: self,
+            limits,
+            budget,
+            copies,
+            copies_by_home,
+            leaving: *leaving,
+            tag,
+            effects: Vec::new(),
+            waiting: 0,
+        };
+        let make = || Letter { client, id: envelope.id, term, record };
+        let mut due = Vec::new();
+        desk.arrive(tag, client, envelope.place, make, &mut post, &mut due);
+        let effects = post.effects;
+        gathered.due(tag, due);
+        for effect in effects {
+            match effect {
+                Effect::Confirmed(origin) => gathered.taken(origin),
+                Effect::Changed(channel) => actions.changed.push(channel),
+                Effect::Held(client) => {
+                    if let Some(outbox) = self.session(client) {
+                        self.announce(&outbox, Some(tag), actions);
+                    }
+                }
+                Effect::HeldBy(home, holding) => {
+                    self.sender().control(Channel::Node(tag), &envelope::held(home, &holding), true, actions);
+                }
+                Effect::Yield(client) => self.give_up(now, &mut homes, client, actions),
+                Effect::Promoted(client, generation) => self.become_home(now, &mut homes, client, generation, actions),
+            }
+        }
+        true
+    }
+}

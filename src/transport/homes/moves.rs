@@ -1,0 +1,221 @@
+//! Owns the step by which another node becomes the home of a session, and who yields to whom.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use super::claims::Resumption;
+use super::standbys::REFUSED;
+use super::{Homes, forget};
+use crate::outbox::log::moved;
+use crate::outbox::{CloseOrder, Outbox, Outcome};
+use crate::transport::envelope::{self, Channel, Holding, Tag};
+use crate::transport::record::Record;
+use crate::transport::sender::Actions;
+use crate::transport::{Duty, Transport};
+
+/// Where a session is to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    pub(super) tag: Tag,
+    /// Its generation there is higher than this.
+    pub(super) at_least: u64,
+    /// How the connection that there is ends.
+    pub(super) order: CloseOrder,
+}
+
+/// A session on its way to another node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Move {
+    pub(super) to: Tag,
+    pub(super) term: u64,
+    pub(super) generation: u64,
+    /// The standby that it had, if that is not where it goes.
+    pub(super) old: Option<(Tag, u64)>,
+}
+
+impl<R> Transport<R> {
+    /// This node's copy is the session from now on.
+    pub(super) fn become_home(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        client: Uuid,
+        generation: u64,
+        actions: &mut Actions<Duty<R>>,
+    ) {
+        let Some(copy) = homes.copies.remove(&client) else { return };
+        forget(&mut homes.copies_by_home, copy.home, client);
+        let Some(outbox) = self.registry.remove_copy(client) else { return };
+        outbox.promote(now, generation);
+        self.registry.keep(outbox.clone());
+        actions.changed.push(Channel::Client(client));
+        self.ensure_standby(now, homes, &outbox, actions);
+        match homes.claims.remove(&client) {
+            Some(_) => actions.claims.push((client, Resumption::Here(outbox))),
+            None => actions.detached.push(outbox),
+        }
+    }
+
+    /// Whether this node's copy is complete, and the newest as far as is known.
+    pub(super) fn may_take_over(&self, now: Instant, homes: &Homes, client: Uuid) -> bool {
+        let Some(copy) = self.registry.copy(client) else { return false };
+        let is_newest = self.session(client).is_none_or(|session| session.generation() < copy.generation());
+        is_newest && copy.is_complete() && homes.is_rested(now) && !homes.unsure.contains(&client)
+    }
+
+    /// This node's copy is the session from now on, for its home is gone.
+    pub(super) fn take_over(&self, now: Instant, homes: &mut Homes, client: Uuid, actions: &mut Actions<Duty<R>>) {
+        let known = self.registry.copy(client).map_or(0, |copy| copy.generation());
+        let knock = homes.knocks.get(&client).map_or(0, |knock| knock.call.generation);
+        self.become_home(now, homes, client, moved(known.max(knock)), actions);
+        if let Some(outbox) = self.home(client) {
+            self.announce(&outbox, None, actions);
+        }
+    }
+
+    /// Has another node become the session's home.
+    pub(super) fn start_move(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        outbox: &Arc<Outbox>,
+        Goal { tag: to, at_least, order }: Goal,
+        actions: &mut Actions<Duty<R>>,
+    ) {
+        if !outbox.freeze() {
+            return;
+        }
+        outbox.close(order);
+        let client = outbox.client();
+        let old = outbox.standby();
+        homes.alone.remove(&client);
+        if let Some((tag, _)) = old {
+            forget(&mut homes.by_standby, tag, client);
+        }
+        let generation = moved(outbox.generation().max(at_least));
+        let mut sender = self.sender();
+        let (term, records) = match old {
+            Some((tag, term)) if tag == to => (term, outbox.next_records()),
+            _ => {
+                let term = homes.new_term();
+                (term, outbox.open_standby(to, term))
+            }
+        };
+        self.submit_records(&mut sender, now, client, (to, term), records, actions);
+        let promote = vec![(Record::Promote(generation), Uuid::nil(), 0)];
+        self.submit_records(&mut sender, now, client, (to, term), promote, actions);
+        homes.moves.insert(client, Move { to, term, generation, old: old.filter(|(tag, _)| *tag != to) });
+    }
+
+    /// Moves the session of `client` to its standby, for this node leaves. `false` if there is nobody to have it.
+    pub fn move_away(&self, now: Instant, client: Uuid, actions: &mut Actions<Duty<R>>) -> bool {
+        let Some(outbox) = self.home(client) else { return false };
+        let mut homes = self.homes();
+        let Some((to, _)) = outbox.standby() else { return false };
+        let to = Goal { tag: to, at_least: 0, order: CloseOrder::Moved };
+        self.start_move(now, &mut homes, &outbox, to, actions);
+        true
+    }
+
+    pub(super) fn promoted(
+        &self,
+        now: Instant,
+        client: Uuid,
+        term: u64,
+        outcome: Outcome,
+        actions: &mut Actions<Duty<R>>,
+    ) {
+        let mut homes = self.homes();
+        let Some(step) = homes.moves.get(&client).copied().filter(|step| step.term == term) else { return };
+        let Some(outbox) = self.registry.get(client).filter(|outbox| outbox.is_moving()) else { return };
+        match outcome {
+            Outcome::Handed => {
+                homes.moves.remove(&client);
+                if let Some((tag, term)) = step.old {
+                    self.dismiss(now, client, tag, term, actions);
+                }
+                outbox.discard();
+                homes.moved.push_back((now, outbox));
+            }
+            // It may have it by now; nobody else is to, as long as it lives.
+            Outcome::Unreachable if !self.peers.is_gone(step.to) => {
+                let term = homes.new_term();
+                let mut sender = self.sender();
+                let records = outbox.open_standby(step.to, term);
+                self.submit_records(&mut sender, now, client, (step.to, term), records, actions);
+                let promote = vec![(Record::Promote(step.generation), Uuid::nil(), 0)];
+                self.submit_records(&mut sender, now, client, (step.to, term), promote, actions);
+                homes.moves.insert(client, Move { term, ..step });
+            }
+            _ => {
+                homes.moves.remove(&client);
+                // A node that is gone may have had it, and so may its standby: that one's generation is higher then. One that
+                // refuses has not had it from here; if it has it otherwise, it says so.
+                outbox.thaw(now, if outcome == Outcome::Busy { 0 } else { step.generation });
+                if let Some((tag, term)) = step.old {
+                    self.dismiss(now, client, tag, term, actions);
+                }
+                homes.by_standby.entry(step.to).or_default().insert(client);
+                homes.refused.push_back((now + REFUSED, client, step.term));
+                self.announce(&outbox, None, actions);
+                actions.detached.push(outbox);
+            }
+        }
+    }
+
+    /// Another node has the session: this one's client is to look for it.
+    pub(super) fn give_up(&self, now: Instant, homes: &mut Homes, client: Uuid, actions: &mut Actions<Duty<R>>) {
+        let Some(outbox) = self.session(client) else { return };
+        outbox.freeze();
+        outbox.close(CloseOrder::Moved);
+        homes.alone.remove(&client);
+        homes.moves.remove(&client);
+        if let Some((tag, term)) = outbox.standby() {
+            forget(&mut homes.by_standby, tag, client);
+            self.dismiss(now, client, tag, term, actions);
+        }
+        homes.moved.push_back((now, outbox));
+    }
+
+    /// A node says that it has a session.
+    pub(in crate::transport) fn held(&self, now: Instant, tag: Tag, holding: &Holding, actions: &mut Actions<Duty<R>>) {
+        if tag == self.peers.me() {
+            return;
+        }
+        let client = holding.client;
+        let mut homes = self.homes();
+        if let Some(outbox) = self.home(client) {
+            if (outbox.generation(), self.peers.me()) < (holding.generation, tag) {
+                self.give_up(now, &mut homes, client, actions);
+            } else {
+                self.announce(&outbox, Some(tag), actions);
+            }
+        } else if let (Some(copy), Some(known)) = (homes.copies.get(&client).copied(), self.registry.copy(client)) {
+            if copy.home == tag {
+                homes.knocks.remove(&client); // It lives.
+            }
+            let is_old =
+                if copy.home == tag { copy.term < holding.term } else { known.generation() < holding.generation };
+            if is_old {
+                self.drop_copy(&mut homes, client, actions);
+            }
+        }
+    }
+
+    /// Says that this node has the session: to one node, or to whoever listens.
+    pub(super) fn announce(&self, outbox: &Outbox, to: Option<Tag>, actions: &mut Actions<Duty<R>>) {
+        let client = outbox.client();
+        let term = outbox.standby().map_or(0, |(_, term)| term);
+        let holding = Holding { client, generation: outbox.generation(), term };
+        let channel = to.map_or(Channel::Claim(client), Channel::Node);
+        self.sender().control(channel, &envelope::held(self.peers.me(), &holding), true, actions);
+    }
+
+    /// Asks who has a session: whoever has it says so.
+    pub(super) fn question(&self, client: Uuid, channel: Channel, actions: &mut Actions<Duty<R>>) {
+        let question = Holding { client, generation: 0, term: 0 };
+        self.sender().control(channel, &envelope::held(self.peers.me(), &question), true, actions);
+    }
+}
