@@ -12,7 +12,6 @@
 pub mod envelope;
 pub mod homes;
 pub mod inbox;
-mod lacking;
 pub mod peers;
 pub mod record;
 pub mod sender;

@@ -23,6 +23,11 @@ pub fn end(outbox: &Arc<Outbox>, registry: &Registry, broker: &dyn Broker) -> us
     left
 }
 
+/// Whether `outbox` has waited here since then. One that has moved waits elsewhere, and may be here again by another.
+fn waits(outbox: &Outbox, since: Instant) -> bool {
+    outbox.detached_since() == Some(since) && !outbox.is_moving()
+}
+
 /// The sessions of a node that wait for their clients.
 #[derive(Debug)]
 pub struct Windows {
@@ -83,7 +88,7 @@ impl Windows {
             let since = *since;
             // It may have had a connection meanwhile, and lost it again: then there is another entry.
             let outbox = waiting.pop_front().map(|(_, outbox)| outbox);
-            over.extend(outbox.filter(|outbox| outbox.detached_since() == Some(since)));
+            over.extend(outbox.filter(|outbox| waits(outbox, since)));
         }
         let room = waiting.len() * 2;
         waiting.shrink_to(room);
@@ -93,7 +98,7 @@ impl Windows {
     /// Those that must go because there are too many: the oldest for whom nothing was acknowledged.
     fn crowded_out(&self) -> Vec<Arc<Outbox>> {
         let mut waiting = self.lock();
-        waiting.retain(|(since, outbox)| outbox.detached_since() == Some(*since));
+        waiting.retain(|(since, outbox)| waits(outbox, *since));
         let mut excess = waiting.len().saturating_sub(self.most);
         let mut out = Vec::new();
         if excess > 0 {
