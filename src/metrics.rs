@@ -60,6 +60,8 @@ pub struct Metrics {
     pub deliveries: Deliveries,
     /// Bytes in all outboxes.
     pub outbox_bytes: IntGauge,
+    /// Bytes that there may be.
+    pub outbox_bytes_max: IntGauge,
     /// Messages dropped with the outbox of a slow reader.
     pub outbox_dropped: IntCounter,
     /// Sessions closed because they read too slowly.
@@ -198,6 +200,7 @@ impl Metrics {
                 other_version: deliveries.with_label_values(&["other_version"]),
             },
             outbox_bytes: r.gauge("texto_outbox_bytes", "Bytes of messages that wait for their readers.")?,
+            outbox_bytes_max: r.gauge("texto_outbox_bytes_max", "Bytes that may wait for all readers together.")?,
             outbox_dropped: r.counter("texto_outbox_dropped_total", "Messages dropped with a slow reader.")?,
             slow_readers: r.counter("texto_slow_readers_closed_total", "Sessions closed for reading too slowly.")?,
             master_info: r.gauges("texto_redis_master_info", "1 for the Redis master in use.", &["address"])?,

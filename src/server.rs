@@ -105,6 +105,7 @@ pub async fn run(
     }
 
     metrics.connections_max.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
+    metrics.outbox_bytes_max.set(i64::try_from(limits.outbox_total_bytes).unwrap_or(i64::MAX));
     let seats = Arc::new(Semaphore::new(limits.max_connections));
     let health = Arc::new(Health::new(
         &config.node_id,
