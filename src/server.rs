@@ -96,7 +96,13 @@ pub async fn run(
     let limits = config.limits;
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     let windows = Arc::new(Windows::new(limits.resume_window, limits.max_connections, metrics.clone()));
-    let sessions = Sessions { registry: registry.clone(), windows: windows.clone(), budget: budget.clone(), limits };
+    let sessions = Sessions {
+        registry: registry.clone(),
+        windows: windows.clone(),
+        budget: budget.clone(),
+        limits,
+        keys: config.session_keys.clone(),
+    };
     let broker = start_broker(&config, sessions, &metrics, &tasks);
 
     config.session_keys.announce(matches!(config.broker, BrokerConfig::Embedded));

@@ -28,6 +28,7 @@ pub struct SessionMetrics {
     longest_without_standby: Gauge,
     copies: IntGauge,
     other_nodes: IntGauge,
+    strange_keys: IntGauge,
     unacknowledged: KeptMetrics,
     away: KeptMetrics,
     copied: KeptMetrics,
@@ -136,6 +137,10 @@ impl SessionMetrics {
             )?)?,
             copies: r.gauge("texto_session_copies", "Copies of other nodes' sessions.")?,
             other_nodes: r.gauge("texto_other_nodes", "Other nodes that live and can keep copies of sessions.")?,
+            strange_keys: r.gauge(
+                "texto_nodes_with_strange_keys",
+                "Other nodes that sign resume tokens with a key that this one does not know.",
+            )?,
             unacknowledged: kept("unacknowledged"),
             away: kept("away"),
             copied: kept("copy"),
@@ -168,6 +173,11 @@ impl SessionMetrics {
     pub fn show_safety(&self, others: usize, longest: Duration) {
         self.other_nodes.set(gauge(others));
         self.longest_without_standby.set(longest.as_secs_f64());
+    }
+
+    /// Shows how many other nodes sign with a key that is not known here.
+    pub fn show_strange_keys(&self, nodes: usize) {
+        self.strange_keys.set(gauge(nodes));
     }
 
     /// Counts what the transport has seen.

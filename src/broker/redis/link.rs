@@ -287,6 +287,7 @@ mod tests {
             windows: Arc::new(Windows::new(limits.resume_window, 1, metrics.clone())),
             budget: crate::outbox::tests::unbounded(),
             limits,
+            keys: crate::session_keys::Keys::own().unwrap(),
         };
         let broker = RedisBroker::start(&config, "test", sessions, metrics, &tasks);
         let mut made = None;
