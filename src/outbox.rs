@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::log::{Log, Origin, Position};
@@ -151,6 +152,8 @@ struct Inner {
 struct Resumable {
     log: Log,
     requests: Requests,
+    /// Cancelled when a newer connection comes.
+    displaced: CancellationToken,
 }
 
 /// What a session takes out at a time.
@@ -218,7 +221,11 @@ impl Outbox {
     pub fn resumable(client: Uuid, generation: u64, limits: &Limits, budget: &Arc<Budget>) -> Self {
         let mut outbox = Self::new(client, limits, budget);
         let inner = outbox.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        inner.resumable = Some(Box::new(Resumable { log: Log::new(generation), requests: Requests::default() }));
+        inner.resumable = Some(Box::new(Resumable {
+            log: Log::new(generation),
+            requests: Requests::default(),
+            displaced: CancellationToken::new(),
+        }));
         outbox
     }
 
@@ -494,12 +501,16 @@ impl Outbox {
         !inner.sealed && inner.log().is_some_and(|log| generation >= log.proven)
     }
 
-    /// A new connection, whose client has everything up to `seq`; an older one is told to end. What was answered and
-    /// not heard is asked for again.
-    pub fn attach(&self, now: Instant, seq: Position) -> Attachment {
+    /// A new connection, whose client has everything up to `seq`; an older one is told to end, and so will this one be
+    /// by the token. What was answered and not heard is asked for again. `None` when the session is on its way to another
+    /// node, or over.
+    pub fn attach(&self, now: Instant, seq: Position) -> Option<(Attachment, CancellationToken)> {
         let mut inner = self.lock();
+        if inner.sealed {
+            return None;
+        }
         let Inner { shelf, resumable, answers, close, .. } = &mut *inner;
-        let Some(Resumable { log, requests }) = resumable.as_deref_mut() else { return 0 };
+        let Resumable { log, requests, displaced } = resumable.as_deref_mut()?;
         shelf.forget(log.attach(now, seq));
         requests.disconnected();
         answers.clear();
@@ -507,18 +518,18 @@ impl Outbox {
             *close = None;
         }
         let attachment = log.attachment;
+        std::mem::take(displaced).cancel();
+        let token = displaced.clone();
         drop(inner);
-        // Both connections look: the older one that it is over, the new one what there is.
-        self.wake.notify_waiters();
         self.wake.notify_one();
-        attachment
+        Some((attachment, token))
     }
 
     /// The connection is gone. Returns whether it was the newest: the session is without one then.
     pub fn detach(&self, now: Instant, attachment: Attachment) -> bool {
         let mut inner = self.lock();
         inner.behind_since = None;
-        let Some(Resumable { log, requests }) = inner.resumable.as_deref_mut() else { return false };
+        let Some(Resumable { log, requests, .. }) = inner.resumable.as_deref_mut() else { return false };
         if log.attachment != attachment || log.moving {
             return false;
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::registration::{Begun, Ticket};
@@ -187,12 +188,13 @@ pub async fn run(mut socket: Socket, context: Arc<Context>, opening: Opening) ->
 
 /// Serves a session that has begun. Returns its socket as well, if that is left.
 async fn serve(begun: Begun, socket: Socket, context: Arc<Context>) -> (End, Option<Socket>) {
-    let Begun { outbox, attachment, place, ticket, answer } = begun;
+    let Begun { outbox, attachment, place, ticket, displaced, answer } = begun;
     let mut session = Session {
         client: outbox.client(),
         outbox,
         attachment,
         ticket,
+        displaced,
         context,
         socket: Some(socket),
         unanswered: 0,
@@ -231,6 +233,7 @@ struct Session {
     attachment: Attachment,
     /// How the client resumes it, if it can.
     ticket: Option<Box<Ticket>>,
+    displaced: Option<CancellationToken>,
     context: Arc<Context>,
     socket: Option<Socket>,
     unanswered: usize,
@@ -273,6 +276,7 @@ impl Session {
             let Some(socket) = self.socket.as_mut() else { return End::Broken };
             let event = tokio::select! {
                 () = self.outbox.changed() => Event::Outbox,
+                () = until_cancelled(&self.displaced) => return End::TakenOver,
                 // A draining session takes no more requests; they stay unread, for the end comes in a moment.
                 incoming = socket.next(), if reads => Event::Incoming(incoming),
                 () = sleep_until(timer.into()) => Event::Timer,
@@ -524,6 +528,7 @@ impl Session {
                 }
             },
             () = must_end => Err(WriteError),
+            () = until_cancelled(&self.displaced) => Err(WriteError),
         };
         if woken {
             outbox.nudge(); // The wake-ups that were used up here were about what is to be written next.
@@ -537,6 +542,13 @@ impl Session {
             Some(CloseOrder::Drain) | None => End::Broken,
             Some(order) => End::ordered(order),
         }
+    }
+}
+
+async fn until_cancelled(token: &Option<CancellationToken>) {
+    match token {
+        Some(token) => token.cancelled().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -177,7 +177,8 @@ impl<R> Transport<R> {
         self.peers.tick(now, floor);
         let floor = |tag| self.peers.floor(tag);
         self.homes().prune(floor);
-        for outbox in self.registry.prune(now, self.window, floor) {
+        // What a client asks for again it may have asked for a whole deadline before its window began.
+        for outbox in self.registry.prune(now, self.window + self.times.send, floor) {
             if let (Some((tag, _)), Some((term, record, position))) = (outbox.standby(), outbox.had_record()) {
                 let records = vec![(record, Uuid::nil(), position)];
                 self.submit_records(&mut self.sender(), now, outbox.client(), (tag, term), records, actions);

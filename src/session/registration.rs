@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -23,6 +24,8 @@ pub(super) struct Begun {
     pub(super) attachment: Attachment,
     pub(super) place: Place,
     pub(super) ticket: Option<Box<Ticket>>,
+    /// Cancelled when a newer connection has the session, where that can be.
+    pub(super) displaced: Option<CancellationToken>,
     /// The request that is answered by the greeting; without one there is none.
     pub(super) answer: Option<Uuid>,
 }
@@ -41,10 +44,10 @@ impl Begun {
     pub(super) fn new(context: &Arc<Context>, answer: Option<Uuid>) -> Self {
         let outbox = Arc::new(Outbox::new(Uuid::new_v4(), &context.limits, &context.budget));
         let place = Place::of_connection(context, outbox.clone());
-        Self { outbox, attachment: 0, place, ticket: None, answer }
+        Self { outbox, attachment: 0, place, ticket: None, displaced: None, answer }
     }
 
-    /// A session that can be resumed.
+    /// A session that can be resumed; `None` when it has just gone elsewhere, or ended.
     fn resumable(
         context: &Arc<Context>,
         outbox: Arc<Outbox>,
@@ -52,15 +55,15 @@ impl Begun {
         first_issue: Option<u64>,
         resumed: bool,
         request: Uuid,
-    ) -> Self {
-        let attachment = outbox.attach(Instant::now(), seq);
+    ) -> Option<Self> {
+        let (attachment, displaced) = outbox.attach(Instant::now(), seq)?;
         let place = Place::of_resumable(context, outbox.clone(), attachment);
         let ticket = Some(Box::new(Ticket { first_issue, resumed }));
-        Self { outbox, attachment, place, ticket, answer: Some(request) }
+        Some(Self { outbox, attachment, place, ticket, displaced: Some(displaced), answer: Some(request) })
     }
 
     /// The same, new to this node and to all others.
-    fn fresh(context: &Arc<Context>, outbox: Outbox, first_issue: Option<u64>, request: Uuid) -> Self {
+    fn fresh(context: &Arc<Context>, outbox: Outbox, first_issue: Option<u64>, request: Uuid) -> Option<Self> {
         let outbox = Arc::new(outbox);
         context.registry.keep(outbox.clone());
         context.broker.joined(outbox.client());
@@ -68,7 +71,7 @@ impl Begun {
     }
 
     /// The same, its client being new as well.
-    fn stranger(context: &Arc<Context>, request: Uuid) -> Self {
+    fn stranger(context: &Arc<Context>, request: Uuid) -> Option<Self> {
         let outbox = Outbox::resumable(Uuid::new_v4(), 0, &context.limits, &context.budget);
         Self::fresh(context, outbox, None, request)
     }
@@ -122,7 +125,12 @@ pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>) -> Result
         }
     };
     let (request, wish) = timeout(context.limits.http.header, asked).await.unwrap_or(Err(End::Unregistered))?;
-    Ok(find(context, request, *wish).await)
+    loop {
+        // What is found may go elsewhere a moment later; then it is looked for again.
+        if let Some(begun) = find(context, request, &wish).await {
+            return Ok(begun);
+        }
+    }
 }
 
 const EARLY: &str = "there is no session yet: the first frame must be a \"registration\"";
@@ -147,15 +155,15 @@ async fn refuse(
     }
 }
 
-async fn find(context: &Arc<Context>, request: Uuid, wish: Wish) -> Begun {
+async fn find(context: &Arc<Context>, request: Uuid, wish: &Wish) -> Option<Begun> {
     if !wish.resumable {
-        return Begun::new(context, Some(request));
+        return Some(Begun::new(context, Some(request)));
     }
     let metrics = &context.metrics.sessions;
-    let Some(token) = wish.resume else {
+    let Some(token) = &wish.resume else {
         return Begun::stranger(context, request);
     };
-    let claims = match context.keys.ring().verify(&token, SystemTime::now()) {
+    let claims = match context.keys.ring().verify(token, SystemTime::now()) {
         Ok(claims) => claims,
         Err(flaw) => {
             debug!(%flaw, "a resume token is not taken");

@@ -365,8 +365,8 @@ impl<R> Transport<R> {
         }
         let gone: Vec<Tag> = homes.copies_by_home.keys().copied().filter(|tag| self.peers.is_gone(*tag)).collect();
         let mut gathered = Gathered::default();
-        let orphans: Vec<Uuid> =
-            gone.into_iter().flat_map(|tag| homes.copies_by_home.remove(&tag).unwrap_or_default()).collect();
+        let copies = gone.iter().filter_map(|tag| homes.copies_by_home.get(tag)).flatten();
+        let orphans: Vec<Uuid> = copies.copied().take(AT_ONCE).collect();
         for client in orphans {
             if !self.may_take_over(now, homes, client) {
                 self.drop_copy(homes, client, actions);

@@ -31,7 +31,7 @@ const INTRODUCTION: Duration = Duration::from_millis(500);
 /// A node that no server knows at so many looks in a row is gone.
 const GONE: u32 = 2;
 /// A node that is subscribed, and says no hello for so long, is as good as gone.
-const SILENT: Duration = Duration::from_secs(6);
+const SILENT: Duration = Duration::from_millis(3500);
 /// Questions that wait for an answer.
 const MOST_ASKED: usize = 1024;
 /// A question may find its node not subscribed yet: it is asked again after this, doubling, as long as there is reason.

@@ -434,9 +434,15 @@ impl World {
 
     fn attach(&mut self, client: usize, node: usize, outbox: Arc<Outbox>, had: Position) {
         let now = self.instant();
-        let client = &mut self.clients[client];
+        let number = client;
+        let client = &mut self.clients[number];
         let Some(person) = &mut client.person else { return };
-        person.attachment = outbox.attach(now, had);
+        let Some((attachment, _)) = outbox.attach(now, had) else {
+            // It has just gone elsewhere.
+            person.claiming = false;
+            return self.after(MS, 10 * MS, Event::Resume { client: number });
+        };
+        person.attachment = attachment;
         person.generation = outbox.generation();
         person.connection += 1;
         (person.connected, person.claiming, person.had) = (true, false, had);
