@@ -32,6 +32,7 @@ use crate::logging::Log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::repeats::Repeats;
+use crate::resume_limits::ResumeLimits;
 use crate::session::Context;
 use crate::tasks::{TaskEnded, Tasks};
 use crate::windows::Windows;
@@ -139,6 +140,7 @@ pub async fn run(
         budget,
         keys: config.session_keys.clone(),
         windows,
+        resume_limits: ResumeLimits::new(limits.resumes_per_address),
     });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
@@ -148,7 +150,7 @@ pub async fn run(
         seats,
         sessions: sessions.clone(),
         trusted_proxies,
-        slow_readers: Arc::default(),
+        complaints: Arc::default(),
     };
     announce(&config, &listener, admin.as_ref())?;
     let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));

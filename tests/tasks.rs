@@ -181,11 +181,11 @@ async fn a_session_that_panics_takes_nothing_with_it() {
         budget,
         keys,
         windows,
+        resume_limits: texto::resume_limits::ResumeLimits::new(0),
     });
     let trusted_proxies = Arc::new(TrustedProxies::default());
-    let slow_readers = Arc::default();
-    let app =
-        App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies, slow_readers };
+    let complaints = Arc::default();
+    let app = App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies, complaints };
     let service = TowerToHyperService::new(warp::service(routes::public(app, true)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -6,6 +6,7 @@ use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge};
 
 use super::Register;
 use crate::census::{Census, Kept};
+use crate::resume_limits::Limit;
 use crate::token::TokenFlaw;
 use crate::transport::homes::MoveReason;
 use crate::transport::sender::Figures;
@@ -53,9 +54,20 @@ pub struct Resumes {
     pub refused: IntCounter,
     /// The token is not taken, in the order of [`TokenFlaw::ALL`].
     flaws: Vec<IntCounter>,
+    by_address: IntCounter,
+    by_session: IntCounter,
 }
 
 impl Resumes {
+    /// Counts one that was not tried, for this limit.
+    pub fn limited(&self, limit: Limit) {
+        match limit {
+            Limit::Address => &self.by_address,
+            Limit::Session => &self.by_session,
+        }
+        .inc();
+    }
+
     /// Counts a token that is not taken.
     pub fn flaw(&self, flaw: TokenFlaw) {
         // The two lists have the same order and length by construction.
@@ -114,6 +126,8 @@ impl SessionMetrics {
                 resumed: resumes.with_label_values(&["resumed"]),
                 lost: resumes.with_label_values(&["lost"]),
                 refused: resumes.with_label_values(&["refused"]),
+                by_address: resumes.with_label_values(&["address_limit"]),
+                by_session: resumes.with_label_values(&["session_limit"]),
                 flaws: TokenFlaw::ALL.iter().map(|flaw| resumes.with_label_values(&[flaw.label()])).collect(),
             },
             resume_duration: r.histogram(
