@@ -105,6 +105,19 @@ pub enum Begun {
     Acknowledged,
 }
 
+/// How a session is that can be resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Whether there is a connection.
+    pub is_attached: bool,
+    /// Whether another node has what this one has.
+    pub has_standby: bool,
+    /// Messages that are kept: the client has not said that it has them.
+    pub messages: usize,
+    /// What they take of the budget.
+    pub bytes: usize,
+}
+
 /// The outbox of one session.
 #[derive(Debug)]
 pub struct Outbox {
@@ -467,6 +480,18 @@ impl Outbox {
     /// How many messages are kept for the client.
     pub fn kept(&self) -> usize {
         self.lock().shelf.deliveries.len()
+    }
+
+    /// How it is, if it can be resumed, and is here for good: one that moves counts elsewhere.
+    pub fn condition(&self) -> Option<Condition> {
+        let inner = self.lock();
+        let log = inner.log().filter(|log| !log.moving)?;
+        Some(Condition {
+            is_attached: log.detached_since.is_none(),
+            has_standby: log.standby.is_some_and(|standby| standby.opened),
+            messages: inner.shelf.deliveries.len(),
+            bytes: inner.shelf.share.bytes(),
+        })
     }
 
     /// Whether a token of `generation` still opens it: a client that has said something over a newer connection has a

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use self::envelope::{Channel, Decision, Foreign, Frame, Hello, Number, Tag};
+use self::envelope::{Channel, Decision, Foreign, Frame, Hello, KeyList, Number, Tag};
 use self::homes::{Call, Debts, Homes};
 use self::inbox::{Arrival, Due};
 use self::peers::{Peers, Standing};
@@ -35,6 +35,7 @@ use crate::config::Limits;
 use crate::outbox::log::Position;
 use crate::outbox::{Delivery, Outbox};
 use crate::registry::Registry;
+use crate::token::Fingerprint;
 
 /// One node's end of the transport; `R` is the duty to answer a client.
 #[derive(Debug)]
@@ -185,6 +186,19 @@ impl<R> Transport<R> {
         }
     }
 
+    /// Says which keys this node has, to be called with each [`beat`](Self::beat), and returns which the others have. The
+    /// `edition` grows when its own change.
+    pub fn compare_keys(
+        &self,
+        edition: u64,
+        own: &[Fingerprint],
+        actions: &mut Actions<Duty<R>>,
+    ) -> Vec<(Tag, KeyList)> {
+        let keys = envelope::keys(self.peers.me(), edition, own, &self.name);
+        self.sender().control(Channel::Nodes, &keys, true, actions);
+        self.peers.keys()
+    }
+
     /// The last word: this node has no sessions any more.
     pub fn bye(&self, actions: &mut Actions<Duty<R>>) {
         self.sender().control(Channel::Nodes, &envelope::bye(self.peers.me()), true, actions);
@@ -255,6 +269,10 @@ impl<R> Transport<R> {
             }
             (Some(Channel::Node(_)), Frame::Answer(tag, nonce, hello)) => {
                 if self.peers.answered(now, tag, nonce, &hello) { Arrived::Met(tag, hello) } else { Arrived::Control }
+            }
+            (Some(Channel::Nodes), Frame::Keys(tag, list)) => {
+                self.peers.has_keys(tag, list);
+                Arrived::Control
             }
             (Some(Channel::Nodes), Frame::Bye(tag)) => {
                 self.peers.left(tag);

@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod fleet;
+mod keys;
 pub mod link;
 pub mod pace;
 mod probe;
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::fleet::Fleet;
+use self::keys::Comparison;
 use self::link::Link;
 use super::{Broker, BrokerStatus, LinkState, Message, Resumption};
 use crate::budget::Budget;
@@ -27,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{Outbox, ReplyTo};
 use crate::registry::Registry;
 use crate::sentinel::{self, Topology, Watcher};
+use crate::session_keys::Keys;
 use crate::tasks::Tasks;
 use crate::transport::envelope::{Channel, Foreign, Hello, Tag, VERSION, body};
 use crate::transport::homes::LOOK_EVERY;
@@ -57,6 +60,8 @@ pub struct Sessions {
     pub budget: Arc<Budget>,
     /// What each may.
     pub limits: Limits,
+    /// What the tokens are signed with by which they are resumed.
+    pub keys: Keys,
 }
 
 /// The broker over Redis.
@@ -74,6 +79,7 @@ pub(crate) struct Shared {
     registry: Arc<Registry>,
     windows: Arc<Windows>,
     metrics: Arc<Metrics>,
+    keys: Comparison,
     transport: Transport<ReplyTo>,
     /// Who waits for a session that is to come here.
     claimants: Mutex<HashMap<Uuid, Vec<oneshot::Sender<Resumption>>>>,
@@ -130,7 +136,7 @@ impl RedisBroker {
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Self {
-        let Sessions { registry, windows, budget, limits } = sessions;
+        let Sessions { registry, windows, budget, limits, keys } = sessions;
         let now = Instant::now();
         let (topology, watcher, address_map) = match &config.topology {
             TopologyConfig::Fixed(address) => {
@@ -159,6 +165,7 @@ impl RedisBroker {
             registry,
             windows,
             metrics,
+            keys: Comparison::new(keys),
             transport,
             claimants: Mutex::default(),
             wakes: std::array::from_fn(|_| Notify::new()),
@@ -198,7 +205,7 @@ impl Shared {
     /// Answers, subscribes, and wakes the links that have something to send.
     fn act(&self, mut actions: Effects) {
         loop {
-            self.metrics.messages_resent.inc_by(actions.resent);
+            self.metrics.count(&std::mem::take(&mut actions.figures));
             for link in actions.links() {
                 self.wakes[link].notify_one();
             }
@@ -373,7 +380,12 @@ impl Shared {
                 beat = now + HELLO_EVERY;
                 let mut actions = Actions::default();
                 self.transport.beat(now, &mut actions);
+                let (edition, own) = self.keys.own();
+                let others = self.transport.compare_keys(edition, &own, &mut actions);
+                self.metrics.sessions.show_strange_keys(self.keys.compare(now, &others));
                 self.act(actions);
+                let (others, longest) = self.transport.safety(now);
+                self.metrics.sessions.show_safety(others, longest);
             }
             if now >= look {
                 look = now + LOOK_EVERY;

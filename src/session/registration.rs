@@ -1,6 +1,7 @@
 //! Owns how a connection begins whose client says first what it wants: a new session, one that can be resumed, or one
 //! that is resumed now.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,6 +15,7 @@ use super::{Context, End};
 use crate::broker::Resumption;
 use crate::outbox::{Attachment, Outbox};
 use crate::protocol::{self, ErrorCode, Reply, Request, Resumable, Resume, Wish};
+use crate::resume_limits::Limit;
 use crate::token::Claims;
 use crate::websocket::{Incoming, Message as Frame, Socket};
 
@@ -104,7 +106,7 @@ fn millis(duration: Duration) -> u64 {
 ///
 /// # Errors
 /// How the connection ended before there was one.
-pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>) -> Result<Begun, End> {
+pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>, address: Option<IpAddr>) -> Result<Begun, End> {
     let asked = async {
         loop {
             match socket.next().await {
@@ -125,9 +127,18 @@ pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>) -> Result
         }
     };
     let (request, wish) = timeout(context.limits.http.header, asked).await.unwrap_or(Err(End::Unregistered))?;
+    let began = Instant::now();
+    let sessions = &context.metrics.sessions;
+    let claims = claims(context, address, &wish).map_err(|limit| {
+        sessions.resumes.limited(limit);
+        End::Limited(limit)
+    })?;
     loop {
         // What is found may go elsewhere a moment later; then it is looked for again.
-        if let Some(begun) = find(context, request, &wish).await {
+        if let Some(begun) = find(context, request, &wish, claims).await {
+            if claims.is_some() {
+                sessions.resume_duration.observe(began.elapsed().as_secs_f64());
+            }
             return Ok(begun);
         }
     }
@@ -155,37 +166,42 @@ async fn refuse(
     }
 }
 
-async fn find(context: &Arc<Context>, request: Uuid, wish: &Wish) -> Option<Begun> {
+/// What the client's token says, if it has one that is good.
+///
+/// # Errors
+/// Whose limit does not let it try.
+fn claims(context: &Context, address: Option<IpAddr>, wish: &Wish) -> Result<Option<Claims>, Limit> {
+    let Some(token) = &wish.resume else { return Ok(None) };
+    let now = Instant::now();
+    context.resume_limits.admits_address(now, address)?;
+    match context.keys.ring().verify(token, SystemTime::now()) {
+        Ok(claims) => context.resume_limits.admits_session(now, claims.client).map(|()| Some(claims)),
+        Err(flaw) => {
+            debug!(%flaw, "a resume token is not taken");
+            context.metrics.sessions.resumes.flaw(flaw);
+            Ok(None)
+        }
+    }
+}
+
+/// The session that the client wants and has a token for, or else a new one.
+async fn find(context: &Arc<Context>, request: Uuid, wish: &Wish, claims: Option<Claims>) -> Option<Begun> {
     if !wish.resumable {
         return Some(Begun::new(context, Some(request)));
     }
-    let metrics = &context.metrics;
-    let Some(token) = &wish.resume else {
+    let Some(Claims { client, generation, first_issue, .. }) = claims else {
         return Begun::stranger(context, request);
     };
-    let claims = match context.keys.ring().verify(token, SystemTime::now()) {
-        Ok(claims) => claims,
-        Err(flaw) => {
-            debug!(%flaw, "a resume token is not taken");
-            metrics.resumes.with_label_values(&[flaw.label()]).inc();
-            return Begun::stranger(context, request);
-        }
-    };
-    let Claims { client, generation, first_issue, .. } = claims;
-    let first_issue = Some(first_issue);
-    match context.broker.resume(client, generation).await {
+    let (first_issue, resumes) = (Some(first_issue), &context.metrics.sessions.resumes);
+    let (begun, counter) = match context.broker.resume(client, generation).await {
         Resumption::Here(outbox) => {
-            metrics.resumes.with_label_values(&["resumed"]).inc();
-            Begun::resumable(context, outbox, wish.seq, first_issue, true, request)
+            (Begun::resumable(context, outbox, wish.seq, first_issue, true, request), &resumes.resumed)
         }
         Resumption::Lost => {
-            metrics.resumes.with_label_values(&["lost"]).inc();
             let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
-            Begun::fresh(context, outbox, first_issue, request)
+            (Begun::fresh(context, outbox, first_issue, request), &resumes.lost)
         }
-        Resumption::Refused => {
-            metrics.resumes.with_label_values(&["refused"]).inc();
-            Begun::stranger(context, request)
-        }
-    }
+        Resumption::Refused => (Begun::stranger(context, request), &resumes.refused),
+    };
+    begun.inspect(|_| counter.inc())
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::moves::Goal;
+use super::moves::{Goal, MoveReason};
 use super::{DISTRUST, Homes};
+use crate::outbox::Outbox;
 use crate::outbox::log::is_past;
-use crate::outbox::{CloseOrder, Outbox};
 use crate::transport::envelope::{self, Channel, Decision, Number, Place, Tag};
 use crate::transport::inbox::Room;
 use crate::transport::record::{self, Record};
@@ -140,8 +140,9 @@ impl<R> Transport<R> {
                 self.question(client, Channel::Node(copy.home), actions);
             }
             if (hangs || self.peers.is_gone(copy.home)) && self.may_take_over(now, &homes, client) {
+                let reason = if self.peers.is_gone(copy.home) { MoveReason::HomeGone } else { MoveReason::HomeHung };
                 homes.distrusted.insert(copy.home, now + DISTRUST);
-                self.take_over(now, &mut homes, client, actions);
+                self.take_over(now, &mut homes, client, reason, actions);
                 home = self.home(client);
             }
         }
@@ -172,7 +173,7 @@ impl<R> Transport<R> {
                 actions.claims.push((client, Resumption::Here(outbox.clone())));
             }
         } else if is_new {
-            let to = Goal { tag, at_least: generation, order: CloseOrder::TakenOver };
+            let to = Goal { tag, at_least: generation, reason: MoveReason::Claimed };
             self.start_move(now, homes, outbox, to, actions);
         }
     }
