@@ -89,10 +89,11 @@ impl<R> Transport<R> {
         self.registry.keep(outbox.clone());
         actions.changed.push(Channel::Client(client));
         self.ensure_standby(now, homes, &outbox, actions);
-        match homes.claims.remove(&client) {
-            Some(_) => actions.claims.push((client, Resumption::Here(outbox))),
-            None => actions.detached.push(outbox),
+        if homes.claims.remove(&client).is_some() {
+            actions.claims.push((client, Resumption::Here(outbox.clone())));
         }
+        // Also if somebody waits for it: whoever that was may be gone.
+        actions.detached.push(outbox);
     }
 
     /// Whether this node's copy is complete, and the newest as far as is known.
