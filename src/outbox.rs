@@ -210,9 +210,9 @@ impl Outbox {
     /// taken any more.
     pub fn arrive(
         &self,
-        tag: Tag,
-        sender: Uuid,
+        lane: (Tag, Uuid),
         place: Place,
+        is_wanted: impl FnOnce() -> bool,
         make: impl FnOnce() -> Delivery,
         due: &mut Vec<Due>,
     ) -> Option<Arrival> {
@@ -223,7 +223,7 @@ impl Outbox {
         let Inner { shelf, inbox, .. } = &mut *inner;
         let before = shelf.deliveries.len();
         let mut room = Bounded { shelf, max_messages: self.max_messages, max_bytes: self.max_bytes };
-        let arrival = inbox.get_or_insert_default().arrive(tag, sender, place, make, &mut room, due);
+        let arrival = inbox.get_or_insert_default().arrive(lane, place, is_wanted, make, &mut room, due);
         let wake = inner.shelf.deliveries.len() > before;
         if wake {
             inner.behind_since.get_or_insert_with(Instant::now);
@@ -423,7 +423,7 @@ pub(crate) mod tests {
         let mut due = Vec::new();
         let sender = Uuid::from_u128(sender);
         let make = || Delivery { sender, ..delivery(text) };
-        assert!(outbox.arrive(1, sender, place(number), make, &mut due).is_some());
+        assert!(outbox.arrive((1, sender), place(number), || true, make, &mut due).is_some());
         due[0].decision
     }
 
@@ -459,7 +459,7 @@ pub(crate) mod tests {
         outbox.close(CloseOrder::Drain);
         assert_eq!(outbox.take(1).close, None);
         assert!(!outbox.seal());
-        assert_eq!(outbox.arrive(1, Uuid::nil(), place(3), || delivery("c"), &mut Vec::new()), None);
+        assert_eq!(outbox.arrive((1, Uuid::nil()), place(3), || true, || delivery("c"), &mut Vec::new()), None);
         assert_eq!(outbox.take(1).close, Some(CloseOrder::Drain));
         assert!(outbox.seal());
         outbox.close(CloseOrder::Stop);

@@ -65,14 +65,14 @@ impl Registry {
     pub fn deliver(
         &self,
         receiver: Uuid,
-        tag: Tag,
-        sender: Uuid,
+        lane: (Tag, Uuid),
         place: Place,
+        is_wanted: impl FnOnce() -> bool,
         make: impl FnOnce() -> Delivery,
         due: &mut Vec<Due>,
     ) -> Option<Arrival> {
         let outbox = self.get(receiver)?;
-        outbox.arrive(tag, sender, place, make, due)
+        outbox.arrive(lane, place, is_wanted, make, due)
     }
 
     /// Has every session forget the lanes of which nothing is wanted any more.
@@ -173,7 +173,7 @@ mod tests {
     use crate::outbox::tests::{delivery, outbox, place};
 
     fn deliver(registry: &Registry, to: Uuid, number: u64) -> Option<Arrival> {
-        registry.deliver(to, 1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new())
+        registry.deliver(to, (1, Uuid::nil()), place(number), || true, || delivery("x"), &mut Vec::new())
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
         let _registration = registry.register(outbox.clone());
         assert_eq!(deliver(&registry, outbox.client(), 1), Some(Arrival::Decided));
         let make = || unreachable!("a copy was made");
-        let copy = registry.deliver(outbox.client(), 1, Uuid::nil(), place(1), make, &mut Vec::new());
+        let copy = registry.deliver(outbox.client(), (1, Uuid::nil()), place(1), || true, make, &mut Vec::new());
         assert_eq!(copy, Some(Arrival::Copy));
     }
 }
