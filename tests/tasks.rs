@@ -157,7 +157,7 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let registry = Arc::new(Registry::default());
     let broker = Arc::new(Fragile(Embedded::new(registry.clone(), metrics.clone())));
     let seats = Arc::new(tokio::sync::Semaphore::new(10));
-    let health = Arc::new(Health::new("test", LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
+    let health = Arc::new(Health::new("test", LIMIT, LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     let context = Arc::new(Context { registry: registry.clone(), broker, metrics: metrics.clone(), limits, budget });
     let trusted_proxies = Arc::new(TrustedProxies::default());
