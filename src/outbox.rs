@@ -260,9 +260,9 @@ impl Outbox {
     /// nothing is taken any more. Returns as well whether the standby has to be given something.
     pub fn arrive(
         &self,
-        tag: Tag,
-        sender: Uuid,
+        lane: (Tag, Uuid),
         place: Place,
+        is_wanted: impl FnOnce() -> bool,
         make: impl FnOnce() -> Delivery,
         due: &mut Vec<Due>,
     ) -> Option<(Arrival, bool)> {
@@ -271,8 +271,9 @@ impl Outbox {
             return None;
         }
         let before = (inner.shelf.deliveries.len(), due.len());
+        let (tag, sender) = lane;
         let (mut room, inbox) = self.bounded(&mut inner, tag);
-        let arrival = inbox.get_or_insert_default().arrive(tag, sender, place, make, &mut room, due);
+        let arrival = inbox.get_or_insert_default().arrive(lane, place, is_wanted, make, &mut room, due);
         if let Some(log) = inner.log() {
             // The word of two nodes is needed: the standby gives it, or this node once the standby has it.
             let is_told = |due: &Due| due.decision != Decision::Taken || !log.is_unconfirmed(tag, sender, due.number);
@@ -820,7 +821,7 @@ pub(crate) mod tests {
         let mut due = Vec::new();
         let sender = Uuid::from_u128(sender);
         let make = || Delivery { sender, ..delivery(text) };
-        assert!(outbox.arrive(1, sender, place(number), make, &mut due).is_some());
+        assert!(outbox.arrive((1, sender), place(number), || true, make, &mut due).is_some());
         due[0].decision
     }
 
@@ -856,7 +857,7 @@ pub(crate) mod tests {
         outbox.close(CloseOrder::Drain);
         assert_eq!(outbox.take(0, 1).close, None);
         assert!(!outbox.seal());
-        assert!(outbox.arrive(1, Uuid::nil(), place(3), || delivery("c"), &mut Vec::new()).is_none());
+        assert!(outbox.arrive((1, Uuid::nil()), place(3), || true, || delivery("c"), &mut Vec::new()).is_none());
         assert_eq!(outbox.take(0, 1).close, Some(CloseOrder::Drain));
         assert!(outbox.seal());
         outbox.close(CloseOrder::Stop);
@@ -868,7 +869,7 @@ pub(crate) mod tests {
         let outbox = outbox(9, 99);
         push(&outbox, 1, 1, "a");
         let make = || unreachable!("a copy was made");
-        let copy = outbox.arrive(1, Uuid::from_u128(1), place(1), make, &mut Vec::new());
+        let copy = outbox.arrive((1, Uuid::from_u128(1)), place(1), || true, make, &mut Vec::new());
         assert_eq!(copy, Some((Arrival::Copy, false)));
     }
 

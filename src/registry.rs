@@ -268,7 +268,7 @@ mod tests {
 
     fn deliver(registry: &Registry, to: Uuid, number: u64) -> Option<Arrival> {
         let outbox = registry.get(to)?;
-        let arrived = outbox.arrive(1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new());
+        let arrived = outbox.arrive((1, Uuid::nil()), place(number), || true, || delivery("x"), &mut Vec::new());
         arrived.map(|(arrival, _)| arrival)
     }
 

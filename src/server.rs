@@ -117,6 +117,7 @@ pub async fn run(
     let health = Arc::new(Health::new(
         &config.node_id,
         config.ready_grace,
+        config.isolated_after,
         broker.clone(),
         seats.clone(),
         limits.max_connections,

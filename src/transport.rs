@@ -334,9 +334,10 @@ impl<R> Transport<R> {
             sender: envelope.sender,
             text: String::from_utf8_lossy(envelope.text).into(),
         };
-        let due = &mut gathered.due;
+        let (lane, place, due) = ((envelope.tag, envelope.sender), envelope.place, &mut gathered.due);
+        let is_wanted = || self.peers.standing(envelope.tag, place.number) == Standing::Wanted;
         let arrival = outbox.and_then(|outbox| {
-            let (arrival, recorded) = outbox.arrive(envelope.tag, envelope.sender, envelope.place, make, due)?;
+            let (arrival, recorded) = outbox.arrive(lane, place, is_wanted, make, due)?;
             Some((arrival, recorded.then_some(outbox)))
         });
         let Some((arrival, session)) = arrival else {
@@ -371,5 +372,81 @@ impl<R> Transport<R> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::envelope::{Place, body, head};
+    use super::*;
+    use crate::outbox::tests::outbox;
+
+    const OTHER: Tag = 2;
+
+    /// Copies that come over several links, while their lane is forgotten because one of them was decided.
+    #[test]
+    fn a_copy_that_comes_while_its_lane_is_forgotten_is_not_shown() {
+        const NUMBERS: u64 = 100_000;
+        let now = Instant::now();
+        let registry = Arc::<Registry>::default();
+        let receiver = outbox(usize::MAX, usize::MAX);
+        let _registration = registry.register(receiver.clone());
+        let times = Times {
+            send: Duration::from_secs(5),
+            hedge: Duration::from_secs(1),
+            settle: Duration::from_secs(1),
+            max_bytes: usize::MAX,
+        };
+        let transport = Transport::<()>::new(
+            now,
+            (1, "one"),
+            times,
+            &Limits::small(9, 99),
+            crate::outbox::tests::unbounded(),
+            registry.clone(),
+            fastrand::Rng::with_seed(1),
+        );
+        let hello = |floor| Hello { floor, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
+        let nonce = transport.peers.question(now, OTHER, false).unwrap();
+        transport.peers.answered(now, OTHER, nonce, &hello(0));
+        let (decided, newest, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        let barrier = Barrier::new(2);
+        let channel = Channel::Client(receiver.client()).name();
+        let link = || {
+            let (mut gathered, mut actions) = (Gathered::default(), Actions::default());
+            for number in 1..=NUMBERS {
+                let place = Place { number, previous: 0, floor: number, attempt: 0 };
+                let payload = [&head(OTHER, place)[..], &body(Uuid::nil(), Uuid::nil(), b"a word")].concat();
+                barrier.wait();
+                let arrived = transport.arrived(now, channel.as_bytes(), &payload, &mut gathered, &mut actions);
+                if arrived == Arrived::Message(Arrival::Decided) {
+                    decided.fetch_add(1, Ordering::SeqCst);
+                    newest.fetch_max(number, Ordering::SeqCst);
+                }
+                gathered = Gathered::default();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut floor = 0;
+                while !over.load(Ordering::SeqCst) {
+                    let known = newest.load(Ordering::SeqCst);
+                    if known > floor {
+                        floor = known;
+                        transport.peers.hello(now, OTHER, &hello(floor + 1));
+                        registry.prune(now, Duration::from_secs(30), |tag| transport.peers.floor(tag));
+                        receiver.take(0, usize::MAX);
+                    }
+                }
+            });
+            let links = [scope.spawn(link), scope.spawn(link)];
+            links.into_iter().for_each(|link| link.join().unwrap());
+            over.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(decided.load(Ordering::SeqCst) as u64, NUMBERS);
     }
 }

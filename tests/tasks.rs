@@ -169,7 +169,7 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let registry = Arc::new(Registry::default());
     let broker = Arc::new(Fragile(Embedded::new(registry.clone(), metrics.clone())));
     let seats = Arc::new(tokio::sync::Semaphore::new(10));
-    let health = Arc::new(Health::new("test", LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
+    let health = Arc::new(Health::new("test", LIMIT, LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     let keys = Keys::own().unwrap();
     let windows = Arc::new(Windows::new(limits.resume_window, 1, metrics.clone()));

@@ -11,6 +11,7 @@ use crate::outbox::Outbox;
 use crate::outbox::log::is_past;
 use crate::transport::envelope::{self, Channel, Decision, Number, Place, Tag};
 use crate::transport::inbox::Room;
+use crate::transport::peers::Standing;
 use crate::transport::record::{self, Record};
 use crate::transport::sender::Actions;
 use crate::transport::{Duty, Gathered, Transport};
@@ -165,7 +166,8 @@ impl<R> Transport<R> {
         homes.knocks.remove(&client);
         let mut due = Vec::new();
         let is_good = outbox.opens_to(generation);
-        homes.bell.arrive(tag, client, place, || (), &mut Bell(is_good), &mut due);
+        let is_wanted = || self.peers.standing(tag, place.number) == Standing::Wanted;
+        homes.bell.arrive((tag, client), place, is_wanted, || (), &mut Bell(is_good), &mut due);
         let is_new = due.iter().any(|due| !due.again && due.decision == Decision::Taken);
         gathered.due(tag, due);
         if tag == self.peers.me() {
