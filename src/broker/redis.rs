@@ -10,6 +10,7 @@ mod publishing;
 mod subscriptions;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,8 @@ pub(crate) struct Shared {
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
+    /// Whether there ever was a link to the master.
+    had_master: AtomicBool,
     tasks: Tasks,
     /// Servers without a link, when that was last said.
     without: Mutex<usize>,
@@ -175,6 +178,7 @@ impl RedisBroker {
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
+            had_master: AtomicBool::new(false),
             tasks: tasks.clone(),
             without: Mutex::default(),
         });
@@ -332,13 +336,17 @@ impl Shared {
         }
     }
 
-    /// Tells the session that it can be reached, once that is true for whoever publishes as we would.
+    /// Tells the session that it can be reached, once that is true for whoever publishes as we would: by the master, and
+    /// without one by anybody. But for a node that has just begun: nobody knows it yet, and so nobody asks further.
     fn confirmed(&self, link: &Link, channel: &[u8]) {
         let Some(outbox) = client_of(channel).and_then(|client| self.registry.get(client)) else {
             return;
         };
-        let master = self.master_link();
-        if master.is_none_or(|master| master.id() == link.id()) {
+        let reaches = match self.master_link() {
+            Some(master) => master.id() == link.id(),
+            None => self.had_master.load(Ordering::Relaxed),
+        };
+        if reaches {
             outbox.confirm_subscription();
         }
     }
@@ -354,6 +362,7 @@ impl Shared {
     fn roles_changed(&self) {
         let master = self.master_link().map(|link| link.id());
         self.metrics.master_linked.set(i64::from(master.is_some()));
+        self.had_master.fetch_or(master.is_some(), Ordering::Relaxed);
         self.with_sender(|sender, now, actions| sender.set_master(now, master, actions));
     }
 
