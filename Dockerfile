@@ -25,6 +25,8 @@ RUN find src lab/src -name '*.rs' -exec touch {} + \
 
 FROM debian:bookworm-slim
 COPY --from=build /usr/local/bin/texto /usr/local/bin/texto
+# A volume that is mounted here belongs to the gateway, and to nobody else.
+RUN install -d -o 10001 -g 10001 -m 0700 /var/lib/texto
 USER 10001:10001
 EXPOSE 8398 9398
 STOPSIGNAL SIGTERM
