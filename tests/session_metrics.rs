@@ -107,6 +107,7 @@ async fn a_session_is_counted_where_it_is_with_what_it_holds() {
     }
     // The word of two nodes, for each.
     assert_eq!(other.metric("texto_receipt_duration_seconds_count").await, Some(3.0));
+    assert_eq!(home.metric("texto_receipt_duration_seconds_count").await, Some(0.0), "copies are nobody's messages");
 
     person.receive().await.unwrap();
     person.had(1).await.unwrap();

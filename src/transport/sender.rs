@@ -132,7 +132,7 @@ pub enum Answer {
 pub struct Figures {
     /// Messages that were sent again.
     pub resent: u64,
-    /// How long receipts took.
+    /// How long the receipts of clients' messages took.
     pub trips: Vec<Duration>,
     /// Why sessions got another home.
     pub moves: Vec<MoveReason>,
@@ -623,8 +623,15 @@ impl<R> Sender<R> {
             let key = (pending.to, pending.sender);
             match decision {
                 Decision::Taken => {
-                    if let (Some(at), 0) = (pending.published, pending.attempt) {
-                        self.learn(now.saturating_duration_since(at), actions);
+                    if let Some(at) = pending.published {
+                        let trip = now.saturating_duration_since(at);
+                        if let Channel::Client(_) = pending.to {
+                            actions.figures.trips.push(trip);
+                        }
+                        // After a second attempt nobody knows which one the receipt is for (Karn's algorithm).
+                        if pending.attempt == 0 {
+                            self.learn(trip);
+                        }
                     }
                     self.handed(now, key, *number, actions);
                     continue;
@@ -677,8 +684,7 @@ impl<R> Sender<R> {
         }
     }
 
-    fn learn(&mut self, trip: Duration, actions: &mut Actions<R>) {
-        actions.figures.trips.push(trip);
+    fn learn(&mut self, trip: Duration) {
         if self.trip.is_zero() {
             (self.trip, self.deviation) = (trip, trip / 2);
         } else {
