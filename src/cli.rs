@@ -253,6 +253,10 @@ pub struct ServeArgs {
         help_heading = "Sessions"
     )]
     pub token_lifetime: String,
+    /// Sessions that may be resumed from one client address at once, and a tenth of it in each second; 0 is no limit
+    /// [default: as --max-connections, but 1000 at the least]
+    #[arg(long, env = "TEXTO_RESUMES_PER_ADDRESS", value_name = "COUNT", help_heading = "Sessions")]
+    pub resumes_per_address: Option<String>,
 
     /// After SIGTERM: how long to serve on while load balancers notice
     #[arg(long, env = "TEXTO_DRAIN_DELAY", default_value = "5s", value_name = "DURATION", help_heading = "Operations")]

@@ -33,6 +33,8 @@ const OUTBOX_TOTAL_BYTES: usize = 256 * 1024 * 1024;
 const MOST_TEXT_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of a frame at the most: such a text, all of it escaped.
 const MOST_FRAME_BYTES: usize = 64 * 1024 * 1024;
+/// Sessions that one address may resume at once, at the least, unless it is said otherwise.
+const FEWEST_RESUMES: usize = 1000;
 /// Sessions of a node at the most.
 const MOST_CONNECTIONS: usize = 1_000_000;
 
@@ -172,6 +174,8 @@ pub struct Limits {
     pub resume_window: Duration,
     /// How long a resume token is good for.
     pub token_lifetime: Duration,
+    /// How many sessions one client address may resume at once; 0: as many as it likes.
+    pub resumes_per_address: usize,
     /// Time for the head of an HTTP request to arrive, and how long a connection may be idle between requests.
     pub http: Patience,
 }
@@ -194,6 +198,7 @@ impl Limits {
             write_timeout: second,
             resume_window: second,
             token_lifetime: second,
+            resumes_per_address: 0,
             http: Patience { header: second, keep_alive: second },
         }
     }
@@ -338,6 +343,13 @@ impl Check<'_> {
             }
             _ => None,
         };
+        let resumes_per_address = match args.resumes_per_address.as_deref() {
+            Some(text) if !text.is_empty() => {
+                self.parse("resumes-per-address", text, "a whole number, or 0 for no limit")
+            }
+            // All of them may come at once, by one proxy, when another node has died.
+            _ => max_connections.map(|count| count.max(FEWEST_RESUMES)),
+        };
         let limits = Limits {
             max_connections: max_connections.unwrap_or(1),
             max_text_bytes: self.count_to("max-text-bytes", &args.max_text_bytes, MOST_TEXT_BYTES).unwrap_or(1),
@@ -357,6 +369,7 @@ impl Check<'_> {
             token_lifetime: self
                 .duration_within("token-lifetime", &args.token_lifetime, Duration::from_secs(1)..=HARD_END)
                 .unwrap_or(HARD_END),
+            resumes_per_address: resumes_per_address.unwrap_or(0),
             http: Patience {
                 header: self.duration("header-timeout", &args.header_timeout, ms).unwrap_or(ms),
                 keep_alive: self.duration("keep-alive-timeout", &args.keep_alive_timeout, ms).unwrap_or(ms),
@@ -773,6 +786,12 @@ mod tests {
         let alone = config(&["--session-key-file", ""], &[]).unwrap();
         assert!(!alone.session_keys.are_shared());
         assert_eq!(alone.limits.resume_window, Duration::from_secs(30));
+        // A node's clients may all come back by one proxy.
+        let per_address = |arguments: &[&str]| config(arguments, &[]).map(|config| config.limits.resumes_per_address);
+        assert_eq!(per_address(&[]), Ok(alone.limits.max_connections.max(1000)));
+        assert_eq!(per_address(&["--max-connections", "3"]), Ok(1000));
+        assert_eq!(per_address(&["--max-connections", "300", "--resumes-per-address", "7"]), Ok(7));
+        assert_eq!(per_address(&["--resumes-per-address", "0"]), Ok(0), "no limit");
         let errors = config(&["--resume-window", "10m", "--token-lifetime", "5m"], &[]).unwrap_err();
         assert!(errors.contains("at least as long as --resume-window (TEXTO_RESUME_WINDOW)"), "{errors}");
     }

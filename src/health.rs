@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::broker::{Broker, BrokerStatus, LinkState};
+use crate::isolation::is_cut_off;
 use crate::metrics::Metrics;
 
 /// The runtime is stuck when its own heartbeat is older than this.
@@ -37,6 +38,7 @@ pub enum Lifecycle {
 pub struct Health {
     node_id: String,
     ready_grace: Duration,
+    isolated_after: Duration,
     lifecycle: AtomicU8,
     started: Instant,
     beat_ms: AtomicU64,
@@ -123,6 +125,7 @@ impl Health {
     pub fn new(
         node_id: &str,
         ready_grace: Duration,
+        isolated_after: Duration,
         broker: Arc<dyn Broker>,
         seats: Arc<Semaphore>,
         max_connections: usize,
@@ -131,6 +134,7 @@ impl Health {
         Self {
             node_id: node_id.to_owned(),
             ready_grace,
+            isolated_after,
             lifecycle: AtomicU8::new(Lifecycle::Serving as u8),
             started: Instant::now(),
             beat_ms: AtomicU64::new(0),
@@ -205,9 +209,12 @@ impl Health {
     }
 
     fn check_broker(&self, broker: &BrokerStatus) -> Check {
-        let away = broker.unusable_for(Instant::now());
+        let now = Instant::now();
+        let away = broker.unusable_for(now);
         let status = match away {
             None => Status::Pass,
+            // Whoever is asked to leave must not come back here.
+            Some(_) if is_cut_off(broker, now, self.isolated_after) => Status::Fail,
             // A failover must not empty the load balancer; a node that never had Redis is another matter.
             Some(away) if broker.ever_usable && away < self.ready_grace => Status::Warn,
             Some(_) => Status::Fail,

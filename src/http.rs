@@ -16,7 +16,8 @@ use warp::reply::Response as WarpResponse;
 use crate::client_address::{Peer, TrustedProxies};
 use crate::health::Health;
 use crate::repeats::Repeats;
-use crate::session::{self, Context, Opening};
+use crate::resume_limits::Limit;
+use crate::session::{self, Context, End, Opening};
 use crate::websocket::{self, Bounds, HandshakeError, Socket};
 
 /// Seconds after which a refused client may try again.
@@ -53,8 +54,8 @@ pub struct App {
     pub sessions: TaskTracker,
     /// Who is believed about clients' addresses.
     pub trusted_proxies: Arc<TrustedProxies>,
-    /// What was said of slow readers.
-    pub slow_readers: Arc<Mutex<Repeats>>,
+    /// What was said of clients that take too little, or ask for too much.
+    pub complaints: Arc<Mutex<Repeats>>,
 }
 
 /// Everything for clients; metrics too unless they have an address of their own.
@@ -133,9 +134,9 @@ fn open(
         // A byte of text takes six at most in JSON, as \u0000.
         max_write: limits.max_text_bytes.saturating_mul(6) + 1024,
     };
-    let opening = opening(query);
+    let opening = opening(query, address);
     let context = app.context.clone();
-    let slow_readers = app.slow_readers.clone();
+    let complaints = app.complaints.clone();
     // The tracker has the task before the 101 is sent, so that a drain can't miss the session.
     let address = address.map(tracing::field::display);
     app.sessions.spawn(async move {
@@ -144,14 +145,12 @@ fn open(
             Ok(Ok(socket)) => {
                 debug!(address, "session begins");
                 let end = session::run(socket, context, opening).await;
-                if end == session::End::SlowReader {
-                    let what = "a session was closed: its client did not read what it was sent";
-                    let again = slow_readers.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), what);
-                    if let Some(again) = again {
-                        info!(address, "{what}{again}");
-                    }
-                } else {
-                    debug!(address, ?end, "session ended");
+                let Some(what) = complaint(end) else {
+                    return debug!(address, ?end, "session ended");
+                };
+                let again = complaints.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), what);
+                if let Some(again) = again {
+                    info!(address, "{what}{again}");
                 }
             }
             Ok(Err(error)) => debug!(address, %error, "the connection broke during the upgrade"),
@@ -161,14 +160,27 @@ fn open(
     response.map(|()| WarpResponse::default().into_body())
 }
 
-/// How a client wants to begin.
-fn opening(query: &str) -> Opening {
+/// What an operator is told of it.
+fn complaint(end: End) -> Option<&'static str> {
+    match end {
+        End::SlowReader => Some("a session was closed: its client did not read what it was sent"),
+        End::Limited(Limit::Address) => Some(
+            "sessions are not resumed, for so many were from this address (--resumes-per-address); if it is a proxy's, name \
+             it in --trusted-proxies",
+        ),
+        End::Limited(Limit::Session) => Some("a session is not resumed, for it was so often"),
+        _ => None,
+    }
+}
+
+/// How a client at `address` wants to begin.
+fn opening(query: &str, address: Option<IpAddr>) -> Opening {
     let has = |name: &str| {
         let values = query.split('&').filter_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
         values.into_iter().any(|value| !value.is_empty())
     };
     match (has("register"), has("nogreet")) {
-        (true, _) => Opening::Registered,
+        (true, _) => Opening::Registered(address),
         (false, true) => Opening::Silent,
         (false, false) => Opening::Greeted,
     }
@@ -198,10 +210,10 @@ fn health(app: App) -> BoxedFilter<(WarpResponse,)> {
 }
 
 fn metrics(app: App) -> BoxedFilter<(WarpResponse,)> {
-    let metrics = app.context.metrics.clone();
+    let context = app.context.clone();
     warp::path!("metrics")
         .and(get_or_head())
-        .map(move || match metrics.render() {
+        .map(move || match context.render_metrics() {
             Ok(text) => {
                 let mut response = plain(StatusCode::OK, &text);
                 let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

@@ -16,7 +16,7 @@ const OUTAGE: u32 = 4;
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Whether the node is cut off, by what its broker says of itself.
-fn is_cut_off(status: &BrokerStatus, now: Instant, after: Duration) -> bool {
+pub fn is_cut_off(status: &BrokerStatus, now: Instant, after: Duration) -> bool {
     let Some(away) = status.unusable_for(now) else { return false };
     let sentinels = status.sentinels.iter().any(|sentinel| sentinel.reachable);
     away >= if sentinels { after * OUTAGE } else { after }

@@ -20,12 +20,15 @@ pub mod secret;
 pub mod variables;
 
 pub mod budget;
+pub mod census;
 pub mod client_address;
 pub mod http;
 pub mod keep_alive;
+pub mod limiter;
 pub mod outbox;
 pub mod protocol;
 pub mod registry;
+pub mod resume_limits;
 pub mod server;
 pub mod session;
 pub mod session_keys;

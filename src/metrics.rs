@@ -1,17 +1,20 @@
 //! Owns the Prometheus metrics: one typed struct a gateway, with the children of hot labels kept.
 
+mod sessions;
+
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
+pub use self::sessions::{Resumes, SessionMetrics};
 use crate::config::Address;
 use crate::protocol::ErrorCode;
 use crate::resolver;
-use crate::token::TokenFlaw;
 use crate::transport::Arrived;
 use crate::transport::envelope::Foreign;
 use crate::transport::inbox::Arrival;
+use crate::transport::sender::Figures;
 
 /// Bounds in seconds: from a local answer to the send deadline.
 const LATENCIES: &[f64] =
@@ -35,10 +38,8 @@ pub struct Metrics {
     pub handshakes_bad: IntCounter,
     /// Sessions ended, by reason.
     pub sessions_closed: IntCounterVec,
-    /// Wishes to resume a session, by what became of them.
-    pub resumes: IntCounterVec,
-    /// Sessions without a connection, which wait for their clients.
-    pub sessions_detached: IntGauge,
+    /// Sessions that can be resumed.
+    pub sessions: SessionMetrics,
     /// Sends answered with `ack`.
     pub messages_acked: IntCounter,
     /// Sends answered with `error`.
@@ -49,14 +50,18 @@ pub struct Metrics {
     pub send_duration: Histogram,
     /// From a batch of PUBLISH to its answers.
     pub publish_duration: Histogram,
+    /// From a PUBLISH to the word of the receiver's node.
+    receipt_duration: Histogram,
     /// Messages under way: sends that wait for a decision, and what is sent again.
     pub messages_pending: IntGauge,
     /// Messages sent again because a link died, hung, or knew nobody.
-    pub messages_resent: IntCounter,
+    messages_resent: IntCounter,
     /// What became of messages that arrived at this node.
     pub deliveries: Deliveries,
     /// Bytes in all outboxes.
     pub outbox_bytes: IntGauge,
+    /// Bytes that there may be.
+    pub outbox_bytes_max: IntGauge,
     /// Messages dropped with the outbox of a slow reader.
     pub outbox_dropped: IntCounter,
     /// Sessions closed because they read too slowly.
@@ -163,26 +168,17 @@ impl Metrics {
                 closed.with_label_values(&["panicked"]);
                 closed
             },
-            resumes: {
-                let resumes = r.counters(
-                    "texto_sessions_resumed_total",
-                    "Wishes to resume a session, by what became of them.",
-                    &["outcome"],
-                )?;
-                let outcomes = ["resumed", "lost", "refused"].into_iter();
-                for outcome in outcomes.chain(TokenFlaw::ALL.map(TokenFlaw::label)) {
-                    resumes.with_label_values(&[outcome]);
-                }
-                resumes
-            },
-            sessions_detached: r
-                .gauge("texto_sessions_detached", "Sessions without a connection, which wait for their clients.")?,
+            sessions: SessionMetrics::new(&r)?,
             messages_acked: messages.with_label_values(&["acked"]),
             messages_failed: messages.with_label_values(&["failed"]),
             errors: ErrorCode::ALL.iter().map(|code| errors.with_label_values(&[code.as_str()])).collect(),
             send_duration: r.histogram("texto_send_duration_seconds", "From a send frame to its answer.")?,
             publish_duration: r
                 .histogram("texto_publish_duration_seconds", "From a batch of PUBLISH commands to its last answer.")?,
+            receipt_duration: r.histogram(
+                "texto_receipt_duration_seconds",
+                "From a PUBLISH to the word of the receiver's node, of two nodes where its session can be resumed.",
+            )?,
             messages_pending: r.gauge(
                 "texto_messages_pending",
                 "Messages under way: sends without a decision, and what is sent again.",
@@ -204,6 +200,7 @@ impl Metrics {
                 other_version: deliveries.with_label_values(&["other_version"]),
             },
             outbox_bytes: r.gauge("texto_outbox_bytes", "Bytes of messages that wait for their readers.")?,
+            outbox_bytes_max: r.gauge("texto_outbox_bytes_max", "Bytes that may wait for all readers together.")?,
             outbox_dropped: r.counter("texto_outbox_dropped_total", "Messages dropped with a slow reader.")?,
             slow_readers: r.counter("texto_slow_readers_closed_total", "Sessions closed for reading too slowly.")?,
             master_info: r.gauges("texto_redis_master_info", "1 for the Redis master in use.", &["address"])?,
@@ -259,6 +256,13 @@ impl Metrics {
     /// When its name is taken.
     pub fn add(&self, counter: IntCounter) -> Result<(), prometheus::Error> {
         self.registry.register(Box::new(counter))
+    }
+
+    /// Counts what the transport has seen.
+    pub fn count(&self, figures: &Figures) {
+        self.messages_resent.inc_by(figures.resent);
+        figures.trips.iter().for_each(|trip| self.receipt_duration.observe(trip.as_secs_f64()));
+        self.sessions.count(figures);
     }
 
     /// Counts an `error` frame.

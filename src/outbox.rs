@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::log::{Log, Origin, Position};
@@ -104,6 +105,19 @@ pub enum Begun {
     Acknowledged,
 }
 
+/// How a session is that can be resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Whether there is a connection.
+    pub is_attached: bool,
+    /// Whether another node has what this one has.
+    pub has_standby: bool,
+    /// Messages that are kept: the client has not said that it has them.
+    pub messages: usize,
+    /// What they take of the budget.
+    pub bytes: usize,
+}
+
 /// The outbox of one session.
 #[derive(Debug)]
 pub struct Outbox {
@@ -138,6 +152,8 @@ struct Inner {
 struct Resumable {
     log: Log,
     requests: Requests,
+    /// Cancelled when a newer connection comes.
+    displaced: CancellationToken,
 }
 
 /// What a session takes out at a time.
@@ -205,7 +221,11 @@ impl Outbox {
     pub fn resumable(client: Uuid, generation: u64, limits: &Limits, budget: &Arc<Budget>) -> Self {
         let mut outbox = Self::new(client, limits, budget);
         let inner = outbox.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        inner.resumable = Some(Box::new(Resumable { log: Log::new(generation), requests: Requests::default() }));
+        inner.resumable = Some(Box::new(Resumable {
+            log: Log::new(generation),
+            requests: Requests::default(),
+            displaced: CancellationToken::new(),
+        }));
         outbox
     }
 
@@ -240,9 +260,9 @@ impl Outbox {
     /// nothing is taken any more. Returns as well whether the standby has to be given something.
     pub fn arrive(
         &self,
-        tag: Tag,
-        sender: Uuid,
+        lane: (Tag, Uuid),
         place: Place,
+        is_wanted: impl FnOnce() -> bool,
         make: impl FnOnce() -> Delivery,
         due: &mut Vec<Due>,
     ) -> Option<(Arrival, bool)> {
@@ -251,8 +271,9 @@ impl Outbox {
             return None;
         }
         let before = (inner.shelf.deliveries.len(), due.len());
+        let (tag, sender) = lane;
         let (mut room, inbox) = self.bounded(&mut inner, tag);
-        let arrival = inbox.get_or_insert_default().arrive(tag, sender, place, make, &mut room, due);
+        let arrival = inbox.get_or_insert_default().arrive(lane, place, is_wanted, make, &mut room, due);
         if let Some(log) = inner.log() {
             // The word of two nodes is needed: the standby gives it, or this node once the standby has it.
             let is_told = |due: &Due| due.decision != Decision::Taken || !log.is_unconfirmed(tag, sender, due.number);
@@ -462,6 +483,18 @@ impl Outbox {
         self.lock().shelf.deliveries.len()
     }
 
+    /// How it is, if it can be resumed, and is here for good: one that moves counts elsewhere.
+    pub fn condition(&self) -> Option<Condition> {
+        let inner = self.lock();
+        let log = inner.log().filter(|log| !log.moving)?;
+        Some(Condition {
+            is_attached: log.detached_since.is_none(),
+            has_standby: log.standby.is_some_and(|standby| standby.opened),
+            messages: inner.shelf.deliveries.len(),
+            bytes: inner.shelf.share.bytes(),
+        })
+    }
+
     /// Whether a token of `generation` still opens it: a client that has said something over a newer connection has a
     /// newer one. `false` as well when it is about to end.
     pub fn opens_to(&self, generation: u64) -> bool {
@@ -469,12 +502,16 @@ impl Outbox {
         !inner.sealed && inner.log().is_some_and(|log| generation >= log.proven)
     }
 
-    /// A new connection, whose client has everything up to `seq`; an older one is told to end. What was answered and
-    /// not heard is asked for again.
-    pub fn attach(&self, now: Instant, seq: Position) -> Attachment {
+    /// A new connection, whose client has everything up to `seq`; an older one is told to end, and so will this one be
+    /// by the token. What was answered and not heard is asked for again. `None` when the session is on its way to another
+    /// node, or over.
+    pub fn attach(&self, now: Instant, seq: Position) -> Option<(Attachment, CancellationToken)> {
         let mut inner = self.lock();
+        if inner.sealed {
+            return None;
+        }
         let Inner { shelf, resumable, answers, close, .. } = &mut *inner;
-        let Some(Resumable { log, requests }) = resumable.as_deref_mut() else { return 0 };
+        let Resumable { log, requests, displaced } = resumable.as_deref_mut()?;
         shelf.forget(log.attach(now, seq));
         requests.disconnected();
         answers.clear();
@@ -482,18 +519,18 @@ impl Outbox {
             *close = None;
         }
         let attachment = log.attachment;
+        std::mem::take(displaced).cancel();
+        let token = displaced.clone();
         drop(inner);
-        // Both connections look: the older one that it is over, the new one what there is.
-        self.wake.notify_waiters();
         self.wake.notify_one();
-        attachment
+        Some((attachment, token))
     }
 
     /// The connection is gone. Returns whether it was the newest: the session is without one then.
     pub fn detach(&self, now: Instant, attachment: Attachment) -> bool {
         let mut inner = self.lock();
         inner.behind_since = None;
-        let Some(Resumable { log, requests }) = inner.resumable.as_deref_mut() else { return false };
+        let Some(Resumable { log, requests, .. }) = inner.resumable.as_deref_mut() else { return false };
         if log.attachment != attachment || log.moving {
             return false;
         }
@@ -784,7 +821,7 @@ pub(crate) mod tests {
         let mut due = Vec::new();
         let sender = Uuid::from_u128(sender);
         let make = || Delivery { sender, ..delivery(text) };
-        assert!(outbox.arrive(1, sender, place(number), make, &mut due).is_some());
+        assert!(outbox.arrive((1, sender), place(number), || true, make, &mut due).is_some());
         due[0].decision
     }
 
@@ -820,7 +857,7 @@ pub(crate) mod tests {
         outbox.close(CloseOrder::Drain);
         assert_eq!(outbox.take(0, 1).close, None);
         assert!(!outbox.seal());
-        assert!(outbox.arrive(1, Uuid::nil(), place(3), || delivery("c"), &mut Vec::new()).is_none());
+        assert!(outbox.arrive((1, Uuid::nil()), place(3), || true, || delivery("c"), &mut Vec::new()).is_none());
         assert_eq!(outbox.take(0, 1).close, Some(CloseOrder::Drain));
         assert!(outbox.seal());
         outbox.close(CloseOrder::Stop);
@@ -832,7 +869,7 @@ pub(crate) mod tests {
         let outbox = outbox(9, 99);
         push(&outbox, 1, 1, "a");
         let make = || unreachable!("a copy was made");
-        let copy = outbox.arrive(1, Uuid::from_u128(1), place(1), make, &mut Vec::new());
+        let copy = outbox.arrive((1, Uuid::from_u128(1)), place(1), || true, make, &mut Vec::new());
         assert_eq!(copy, Some((Arrival::Copy, false)));
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use uuid::Uuid;
 
+use crate::census::Census;
 use crate::outbox::{CloseOrder, Outbox};
 use crate::transport::envelope::{Channel, Number, Tag};
 
@@ -125,6 +126,20 @@ impl Registry {
         }
         owing.sort_unstable_by_key(|outbox| outbox.client());
         owing
+    }
+
+    /// How the sessions here that can be resumed are, and the copies of others'.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let (clients, copies): (Vec<_>, Vec<_>) =
+                (shard.clients.values().cloned().collect(), shard.copies.values().cloned().collect());
+            drop(shard);
+            clients.iter().filter_map(|outbox| outbox.condition()).for_each(|condition| census.add(condition));
+            copies.iter().filter_map(|outbox| outbox.condition()).for_each(|condition| census.add_copy(condition));
+        }
+        census
     }
 
     /// The outboxes of everyone who is connected here.
@@ -253,7 +268,7 @@ mod tests {
 
     fn deliver(registry: &Registry, to: Uuid, number: u64) -> Option<Arrival> {
         let outbox = registry.get(to)?;
-        let arrived = outbox.arrive(1, Uuid::nil(), place(number), || delivery("x"), &mut Vec::new());
+        let arrived = outbox.arrive((1, Uuid::nil()), place(number), || true, || delivery("x"), &mut Vec::new());
         arrived.map(|(arrival, _)| arrival)
     }
 

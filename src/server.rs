@@ -32,6 +32,7 @@ use crate::logging::Log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::repeats::Repeats;
+use crate::resume_limits::ResumeLimits;
 use crate::session::Context;
 use crate::tasks::{TaskEnded, Tasks};
 use crate::windows::Windows;
@@ -95,9 +96,14 @@ pub async fn run(
     let registry = Arc::new(Registry::default());
     let limits = config.limits;
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
-    let detached = metrics.sessions_detached.clone();
-    let windows = Arc::new(Windows::new(limits.resume_window, limits.max_connections, detached));
-    let sessions = Sessions { registry: registry.clone(), windows: windows.clone(), budget: budget.clone(), limits };
+    let windows = Arc::new(Windows::new(limits.resume_window, limits.max_connections, metrics.clone()));
+    let sessions = Sessions {
+        registry: registry.clone(),
+        windows: windows.clone(),
+        budget: budget.clone(),
+        limits,
+        keys: config.session_keys.clone(),
+    };
     let broker = start_broker(&config, sessions, &metrics, &tasks);
 
     config.session_keys.announce(matches!(config.broker, BrokerConfig::Embedded));
@@ -106,10 +112,12 @@ pub async fn run(
     }
 
     metrics.connections_max.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
+    metrics.outbox_bytes_max.set(i64::try_from(limits.outbox_total_bytes).unwrap_or(i64::MAX));
     let seats = Arc::new(Semaphore::new(limits.max_connections));
     let health = Arc::new(Health::new(
         &config.node_id,
         config.ready_grace,
+        config.isolated_after,
         broker.clone(),
         seats.clone(),
         limits.max_connections,
@@ -133,6 +141,7 @@ pub async fn run(
         budget,
         keys: config.session_keys.clone(),
         windows,
+        resume_limits: ResumeLimits::new(limits.resumes_per_address),
     });
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
@@ -142,7 +151,7 @@ pub async fn run(
         seats,
         sessions: sessions.clone(),
         trusted_proxies,
-        slow_readers: Arc::default(),
+        complaints: Arc::default(),
     };
     announce(&config, &listener, admin.as_ref())?;
     let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));

@@ -5,10 +5,12 @@
 mod place;
 mod registration;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::registration::{Begun, Ticket};
@@ -19,6 +21,7 @@ use crate::metrics::{Held, Metrics};
 use crate::outbox::{self, Answer, Attachment, Batch, CloseOrder, Delivery, Outbox, Outcome, ReplyTo};
 use crate::protocol::{self, ErrorCode, Reply, Request};
 use crate::registry::Registry;
+use crate::resume_limits::{Limit, ResumeLimits};
 use crate::session_keys::Keys;
 use crate::websocket::{Incoming, Message as Frame, Socket, WriteError};
 use crate::windows::Windows;
@@ -66,6 +69,19 @@ pub struct Context {
     pub keys: Keys,
     /// The sessions without a connection.
     pub windows: Arc<Windows>,
+    /// How often sessions may be resumed.
+    pub resume_limits: ResumeLimits,
+}
+
+impl Context {
+    /// The metrics as they are now, in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// When a metric can't be encoded.
+    pub fn render_metrics(&self) -> Result<String, prometheus::Error> {
+        self.metrics.sessions.show(&self.registry.census());
+        self.metrics.render()
+    }
 }
 
 /// How a connection begins.
@@ -75,8 +91,8 @@ pub enum Opening {
     Greeted,
     /// A new session, and its client is told nothing.
     Silent,
-    /// The client says first what it wants.
-    Registered,
+    /// The client, who is at this address, says first what it wants.
+    Registered(Option<IpAddr>),
 }
 
 /// Why a session ended.
@@ -102,6 +118,8 @@ pub enum End {
     Moved,
     /// The client did not say what it wants.
     Unregistered,
+    /// Sessions are resumed too often.
+    Limited(Limit),
 }
 
 impl End {
@@ -117,6 +135,7 @@ impl End {
             Self::TakenOver => "taken_over",
             Self::Moved => "moved",
             Self::Unregistered => "unregistered",
+            Self::Limited(_) => "limited",
         }
     }
 
@@ -132,6 +151,10 @@ impl End {
             Self::TakenOver => Some((TAKEN_OVER, "this session goes on over a newer connection: do not reconnect")),
             Self::Moved => Some((1012, "this session has moved: connect again")),
             Self::Unregistered => Some((UNREGISTERED, "no registration in time")),
+            // A new session would cost as much as the one that is not resumed, and take the client's id away.
+            Self::Limited(_) => {
+                Some((1013, "sessions are resumed too often: connect again later, with the same token"))
+            }
         }
     }
 
@@ -156,7 +179,7 @@ pub async fn run(mut socket: Socket, context: Arc<Context>, opening: Opening) ->
     let begun = match opening {
         Opening::Greeted => Ok(Begun::new(&context, Some(Uuid::new_v4()))),
         Opening::Silent => Ok(Begun::new(&context, None)),
-        Opening::Registered => Box::pin(registration::begin(&mut socket, &context)).await,
+        Opening::Registered(address) => Box::pin(registration::begin(&mut socket, &context, address)).await,
     };
     let (end, socket) = match begun {
         Ok(begun) => serve(begun, socket, context).await,
@@ -176,12 +199,13 @@ pub async fn run(mut socket: Socket, context: Arc<Context>, opening: Opening) ->
 
 /// Serves a session that has begun. Returns its socket as well, if that is left.
 async fn serve(begun: Begun, socket: Socket, context: Arc<Context>) -> (End, Option<Socket>) {
-    let Begun { outbox, attachment, place, ticket, answer } = begun;
+    let Begun { outbox, attachment, place, ticket, displaced, answer } = begun;
     let mut session = Session {
         client: outbox.client(),
         outbox,
         attachment,
         ticket,
+        displaced,
         context,
         socket: Some(socket),
         unanswered: 0,
@@ -196,6 +220,8 @@ async fn serve(begun: Begun, socket: Socket, context: Arc<Context>) -> (End, Opt
     if end == End::SlowReader {
         metrics.slow_readers.inc();
         metrics.outbox_dropped.inc_by(unwritten as u64);
+    } else if session.ticket.is_none() {
+        metrics.sessions.abandoned_by_connection.inc_by(unwritten as u64);
     }
     (end, session.socket.take())
 }
@@ -218,6 +244,7 @@ struct Session {
     attachment: Attachment,
     /// How the client resumes it, if it can.
     ticket: Option<Box<Ticket>>,
+    displaced: Option<CancellationToken>,
     context: Arc<Context>,
     socket: Option<Socket>,
     unanswered: usize,
@@ -260,6 +287,7 @@ impl Session {
             let Some(socket) = self.socket.as_mut() else { return End::Broken };
             let event = tokio::select! {
                 () = self.outbox.changed() => Event::Outbox,
+                () = until_cancelled(&self.displaced) => return End::TakenOver,
                 // A draining session takes no more requests; they stay unread, for the end comes in a moment.
                 incoming = socket.next(), if reads => Event::Incoming(incoming),
                 () = sleep_until(timer.into()) => Event::Timer,
@@ -511,6 +539,7 @@ impl Session {
                 }
             },
             () = must_end => Err(WriteError),
+            () = until_cancelled(&self.displaced) => Err(WriteError),
         };
         if woken {
             outbox.nudge(); // The wake-ups that were used up here were about what is to be written next.
@@ -524,6 +553,13 @@ impl Session {
             Some(CloseOrder::Drain) | None => End::Broken,
             Some(order) => End::ordered(order),
         }
+    }
+}
+
+async fn until_cancelled(token: &Option<CancellationToken>) {
+    match token {
+        Some(token) => token.cancelled().await,
+        None => std::future::pending().await,
     }
 }
 

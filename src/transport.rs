@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use self::envelope::{Channel, Decision, Foreign, Frame, Hello, Number, Tag};
+use self::envelope::{Channel, Decision, Foreign, Frame, Hello, KeyList, Number, Tag};
 use self::homes::{Call, Debts, Homes};
 use self::inbox::{Arrival, Due};
 use self::peers::{Peers, Standing};
@@ -35,6 +35,7 @@ use crate::config::Limits;
 use crate::outbox::log::Position;
 use crate::outbox::{Delivery, Outbox};
 use crate::registry::Registry;
+use crate::token::Fingerprint;
 
 /// One node's end of the transport; `R` is the duty to answer a client.
 #[derive(Debug)]
@@ -176,12 +177,26 @@ impl<R> Transport<R> {
         self.peers.tick(now, floor);
         let floor = |tag| self.peers.floor(tag);
         self.homes().prune(floor);
-        for outbox in self.registry.prune(now, self.window, floor) {
+        // What a client asks for again it may have asked for a whole deadline before its window began.
+        for outbox in self.registry.prune(now, self.window + self.times.send, floor) {
             if let (Some((tag, _)), Some((term, record, position))) = (outbox.standby(), outbox.had_record()) {
                 let records = vec![(record, Uuid::nil(), position)];
                 self.submit_records(&mut self.sender(), now, outbox.client(), (tag, term), records, actions);
             }
         }
+    }
+
+    /// Says which keys this node has, to be called with each [`beat`](Self::beat), and returns which the others have. The
+    /// `edition` grows when its own change.
+    pub fn compare_keys(
+        &self,
+        edition: u64,
+        own: &[Fingerprint],
+        actions: &mut Actions<Duty<R>>,
+    ) -> Vec<(Tag, KeyList)> {
+        let keys = envelope::keys(self.peers.me(), edition, own, &self.name);
+        self.sender().control(Channel::Nodes, &keys, true, actions);
+        self.peers.keys()
     }
 
     /// The last word: this node has no sessions any more.
@@ -255,6 +270,10 @@ impl<R> Transport<R> {
             (Some(Channel::Node(_)), Frame::Answer(tag, nonce, hello)) => {
                 if self.peers.answered(now, tag, nonce, &hello) { Arrived::Met(tag, hello) } else { Arrived::Control }
             }
+            (Some(Channel::Nodes), Frame::Keys(tag, list)) => {
+                self.peers.has_keys(tag, list);
+                Arrived::Control
+            }
             (Some(Channel::Nodes), Frame::Bye(tag)) => {
                 self.peers.left(tag);
                 Arrived::Control
@@ -315,9 +334,10 @@ impl<R> Transport<R> {
             sender: envelope.sender,
             text: String::from_utf8_lossy(envelope.text).into(),
         };
-        let due = &mut gathered.due;
+        let (lane, place, due) = ((envelope.tag, envelope.sender), envelope.place, &mut gathered.due);
+        let is_wanted = || self.peers.standing(envelope.tag, place.number) == Standing::Wanted;
         let arrival = outbox.and_then(|outbox| {
-            let (arrival, recorded) = outbox.arrive(envelope.tag, envelope.sender, envelope.place, make, due)?;
+            let (arrival, recorded) = outbox.arrive(lane, place, is_wanted, make, due)?;
             Some((arrival, recorded.then_some(outbox)))
         });
         let Some((arrival, session)) = arrival else {
@@ -352,5 +372,81 @@ impl<R> Transport<R> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::envelope::{Place, body, head};
+    use super::*;
+    use crate::outbox::tests::outbox;
+
+    const OTHER: Tag = 2;
+
+    /// Copies that come over several links, while their lane is forgotten because one of them was decided.
+    #[test]
+    fn a_copy_that_comes_while_its_lane_is_forgotten_is_not_shown() {
+        const NUMBERS: u64 = 100_000;
+        let now = Instant::now();
+        let registry = Arc::<Registry>::default();
+        let receiver = outbox(usize::MAX, usize::MAX);
+        let _registration = registry.register(receiver.clone());
+        let times = Times {
+            send: Duration::from_secs(5),
+            hedge: Duration::from_secs(1),
+            settle: Duration::from_secs(1),
+            max_bytes: usize::MAX,
+        };
+        let transport = Transport::<()>::new(
+            now,
+            (1, "one"),
+            times,
+            &Limits::small(9, 99),
+            crate::outbox::tests::unbounded(),
+            registry.clone(),
+            fastrand::Rng::with_seed(1),
+        );
+        let hello = |floor| Hello { floor, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
+        let nonce = transport.peers.question(now, OTHER, false).unwrap();
+        transport.peers.answered(now, OTHER, nonce, &hello(0));
+        let (decided, newest, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        let barrier = Barrier::new(2);
+        let channel = Channel::Client(receiver.client()).name();
+        let link = || {
+            let (mut gathered, mut actions) = (Gathered::default(), Actions::default());
+            for number in 1..=NUMBERS {
+                let place = Place { number, previous: 0, floor: number, attempt: 0 };
+                let payload = [&head(OTHER, place)[..], &body(Uuid::nil(), Uuid::nil(), b"a word")].concat();
+                barrier.wait();
+                let arrived = transport.arrived(now, channel.as_bytes(), &payload, &mut gathered, &mut actions);
+                if arrived == Arrived::Message(Arrival::Decided) {
+                    decided.fetch_add(1, Ordering::SeqCst);
+                    newest.fetch_max(number, Ordering::SeqCst);
+                }
+                gathered = Gathered::default();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut floor = 0;
+                while !over.load(Ordering::SeqCst) {
+                    let known = newest.load(Ordering::SeqCst);
+                    if known > floor {
+                        floor = known;
+                        transport.peers.hello(now, OTHER, &hello(floor + 1));
+                        registry.prune(now, Duration::from_secs(30), |tag| transport.peers.floor(tag));
+                        receiver.take(0, usize::MAX);
+                    }
+                }
+            });
+            let links = [scope.spawn(link), scope.spawn(link)];
+            links.into_iter().for_each(|link| link.join().unwrap());
+            over.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(decided.load(Ordering::SeqCst) as u64, NUMBERS);
     }
 }

@@ -15,12 +15,13 @@ const PREFIX: &str = "TEXTO_";
 /// The filter of the log, which is no flag.
 pub const LOG: &str = "TEXTO_LOG";
 /// Those of the compose stack, which means its other services by them; they may stand beside ours.
-const COMPOSE: [&str; 6] = [
+const COMPOSE: [&str; 7] = [
     "TEXTO_PORT",
     "TEXTO_PROMETHEUS_PORT",
     "TEXTO_GRAFANA_PORT",
     "TEXTO_SECRETS",
     "TEXTO_NOFILE",
+    "TEXTO_SESSION_KEYS",
     "TEXTO_SOCKETS_PER_ADDRESS",
 ];
 /// From here on (of 1) a name is like another.

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus::IntGauge;
 use tracing::warn;
 
 use crate::broker::Broker;
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::registry::Registry;
 use crate::repeats::Repeats;
@@ -23,20 +23,25 @@ pub fn end(outbox: &Arc<Outbox>, registry: &Registry, broker: &dyn Broker) -> us
     left
 }
 
+/// Whether `outbox` has waited here since then. One that has moved waits elsewhere, and may be here again by another.
+fn waits(outbox: &Outbox, since: Instant) -> bool {
+    outbox.detached_since() == Some(since) && !outbox.is_moving()
+}
+
 /// The sessions of a node that wait for their clients.
 #[derive(Debug)]
 pub struct Windows {
     window: Duration,
     most: usize,
-    gauge: IntGauge,
+    metrics: Arc<Metrics>,
     /// The one that ends first comes first, for all windows are as long.
     waiting: Mutex<VecDeque<(Instant, Arc<Outbox>)>>,
 }
 
 impl Windows {
-    /// Sessions are kept for `window`, up to `most` of them; `gauge` shows how many there are.
-    pub fn new(window: Duration, most: usize, gauge: IntGauge) -> Self {
-        Self { window, most, gauge, waiting: Mutex::default() }
+    /// Sessions are kept for `window`, up to `most` of them.
+    pub fn new(window: Duration, most: usize, metrics: Arc<Metrics>) -> Self {
+        Self { window, most, metrics, waiting: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Outbox>)>> {
@@ -58,7 +63,8 @@ impl Windows {
             tokio::time::sleep(LOOK).await;
             let now = Instant::now();
             for outbox in self.over(now) {
-                end(&outbox, &registry, &*broker);
+                let left = end(&outbox, &registry, &*broker);
+                self.metrics.sessions.abandoned_by_window.inc_by(left as u64);
             }
             let crowded = self.crowded_out();
             for outbox in &crowded {
@@ -82,7 +88,7 @@ impl Windows {
             let since = *since;
             // It may have had a connection meanwhile, and lost it again: then there is another entry.
             let outbox = waiting.pop_front().map(|(_, outbox)| outbox);
-            over.extend(outbox.filter(|outbox| outbox.detached_since() == Some(since)));
+            over.extend(outbox.filter(|outbox| waits(outbox, since)));
         }
         let room = waiting.len() * 2;
         waiting.shrink_to(room);
@@ -92,7 +98,7 @@ impl Windows {
     /// Those that must go because there are too many: the oldest for whom nothing was acknowledged.
     fn crowded_out(&self) -> Vec<Arc<Outbox>> {
         let mut waiting = self.lock();
-        waiting.retain(|(since, outbox)| outbox.detached_since() == Some(*since));
+        waiting.retain(|(since, outbox)| waits(outbox, *since));
         let mut excess = waiting.len().saturating_sub(self.most);
         let mut out = Vec::new();
         if excess > 0 {
@@ -105,7 +111,7 @@ impl Windows {
                 !goes
             });
         }
-        self.gauge.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
+        self.metrics.sessions.detached.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
         out
     }
 }

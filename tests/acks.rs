@@ -13,6 +13,7 @@ use texto_lab::checker::Report;
 use texto_lab::client::{Answer, Client, Incoming};
 use texto_lab::cluster::{Cluster, ClusterOptions};
 use texto_lab::gateway::Gateway;
+use texto_lab::http;
 use texto_lab::process::until;
 use texto_lab::proxy::Proxy;
 use texto_lab::redis_server::RedisServer;
@@ -137,7 +138,7 @@ async fn a_node_that_is_cut_off_signs_nothing_and_asks_its_clients_to_leave() {
     let proxy = Proxy::start(&redis.address()).await.unwrap();
     let (direct, proxied) = (redis.address(), proxy.address.to_string());
     let senders = Gateway::start(binary(), &["--redis", &direct, "--send-timeout", "1s"], &[]).await.unwrap();
-    let arguments = ["--redis", &proxied, "--drain-window", "1s"];
+    let arguments = ["--redis", &proxied, "--drain-window", "1s", "--ready-grace", "1h"];
     let cut_off = Gateway::start(binary(), &arguments, &[("TEXTO_ISOLATED_AFTER", "3s")]).await.unwrap();
     senders.wait_ready(LIMIT).await.unwrap();
     cut_off.wait_ready(LIMIT).await.unwrap();
@@ -182,6 +183,8 @@ async fn a_node_that_is_cut_off_signs_nothing_and_asks_its_clients_to_leave() {
     assert!(first + Duration::from_millis(500) > bound, "after {first:?}");
     assert!(last < bound + Duration::from_secs(5), "after {last:?}");
     assert!(last - first > Duration::from_millis(50), "all at once: {first:?} to {last:?}");
+    let refused = http::get(cut_off.address, "/v1/texto", http::UPGRADE).await.unwrap();
+    assert_eq!(refused.status, 503, "whoever left may come back");
     proxy.release();
     cut_off.wait_ready(LIMIT).await.unwrap();
     let mut receiver = Client::connect(cut_off.address).await.unwrap();

@@ -125,6 +125,12 @@ async fn drain_while_it_hangs(redis: &RedisServer, send_timeout: Duration, windo
     for client in &mut clients {
         requests.push(client.post(client.id, "nobody will know").await.unwrap());
     }
+    // What has not been read when a node leaves is not answered: its connection ends.
+    until("all are read", LIMIT, async || {
+        (gateway.metric("texto_messages_pending").await? >= requests.len() as f64).then_some(())
+    })
+    .await
+    .unwrap();
     gateway.signal(Signal::SIGTERM);
     let began = Instant::now();
     for (mut client, request) in clients.into_iter().zip(requests) {

@@ -5,14 +5,17 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use texto_lab::client::{Answer, Client};
-use texto_lab::cluster::ClusterOptions;
+use texto_lab::cluster::{Cluster, ClusterOptions};
+use texto_lab::gateway::Gateway;
 use texto_lab::process::until;
+use texto_lab::proxy::Proxy;
 use texto_lab::stage::Stage;
 use texto_lab::traffic::{Load, Traffic};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
@@ -95,6 +98,40 @@ async fn who_is_greeted_while_there_is_no_master_is_never_absent() {
     over.store(true, Ordering::Relaxed);
     let greeted: Vec<usize> = tasks.join_all().await;
     assert!(greeted.iter().all(|greeted| *greeted > 0), "{greeted:?}");
+}
+
+/// Nobody knows a node that has just begun; whom it greets they can reach all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_greeted_by_a_node_that_has_just_begun_is_never_absent() {
+    let cluster = Cluster::start(&ClusterOptions::default()).await.unwrap();
+    let sentinels = cluster.sentinel_addresses();
+    let mut maps = Vec::new();
+    let mut proxies = Vec::new();
+    for server in &cluster.servers {
+        let proxy = Proxy::start(&server.address()).await.unwrap();
+        proxy.delay(Duration::from_millis(50));
+        maps.push(format!("{}={}", server.address(), proxy.address));
+        proxies.push(proxy);
+    }
+    // One is far from the replicas, and so hears late of the other, which is far from the master.
+    let one = ["--sentinels", &sentinels, "--address-map", &maps[1..].join(",")];
+    let one = Gateway::start(binary(), &one, &[]).await.unwrap();
+    one.wait_synced(3, LIMIT).await.unwrap();
+    let mut writer = Client::connect(one.address).await.unwrap();
+    let absent = Answer::Error("ENOTCONN".to_owned());
+    until("it is calm, and asks the master alone", LIMIT, async || {
+        let began = Instant::now();
+        assert_eq!(writer.send(Uuid::new_v4(), "?").await.unwrap(), absent);
+        (began.elapsed() < Duration::from_millis(50)).then_some(())
+    })
+    .await
+    .unwrap();
+    let other = ["--sentinels", &sentinels, "--address-map", &maps[0]];
+    let other = Gateway::start(binary(), &other, &[]).await.unwrap();
+    let newcomer = until("it takes clients", LIMIT, async || Client::connect(other.address).await.ok());
+    let mut newcomer = newcomer.await.unwrap();
+    assert_eq!(writer.send(newcomer.id, "welcome").await.unwrap(), Answer::Ack);
+    assert_eq!(newcomer.receive().await.unwrap().1, "welcome");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -226,3 +226,26 @@ async fn nobody_is_absent_at_once_after_the_session_ended_properly() {
     let again = Person::resume(stack.gateways[2].address, &person.token, 0).await;
     assert_eq!((again.id, again.resumed), (person.id, false), "the same, and told that messages may be missing");
 }
+
+#[tokio::test]
+async fn a_session_that_is_called_and_not_met_ends_with_its_window() {
+    let mut stack = Stack::start(0).await;
+    for _ in 0..2 {
+        stack.add(&["--resume-window", "1s"]).await;
+    }
+    let person = Person::new(stack.gateways[0].address).await;
+    let mut sender = Client::connect(stack.gateways[0].address).await.unwrap();
+    // The client is gone before the session has come.
+    let mut socket = client::open(stack.gateways[1].address, "/v1/texto?register=1").await.unwrap();
+    let data = json!({ "resume": person.token });
+    let request = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data });
+    socket.send(Message::text(request.to_string())).await.unwrap();
+    drop(socket);
+    let mut first = person.socket;
+    assert_eq!(closed(&mut first).await, 4001);
+    until("it is over", LIMIT, async || {
+        (sender.send(person.id, "x").await.unwrap() == Answer::Error("ENOTCONN".to_owned())).then_some(())
+    })
+    .await
+    .unwrap();
+}

@@ -169,11 +169,10 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let registry = Arc::new(Registry::default());
     let broker = Arc::new(Fragile(Embedded::new(registry.clone(), metrics.clone())));
     let seats = Arc::new(tokio::sync::Semaphore::new(10));
-    let health = Arc::new(Health::new("test", LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
+    let health = Arc::new(Health::new("test", LIMIT, LIMIT, broker.clone(), seats.clone(), 10, metrics.clone()));
     let budget = Budget::new(limits.outbox_total_bytes, metrics.outbox_bytes.clone());
     let keys = Keys::own().unwrap();
-    let gauge = metrics.sessions_detached.clone();
-    let windows = Arc::new(Windows::new(limits.resume_window, 1, gauge));
+    let windows = Arc::new(Windows::new(limits.resume_window, 1, metrics.clone()));
     let context = Arc::new(Context {
         registry: registry.clone(),
         broker,
@@ -182,11 +181,11 @@ async fn a_session_that_panics_takes_nothing_with_it() {
         budget,
         keys,
         windows,
+        resume_limits: texto::resume_limits::ResumeLimits::new(0),
     });
     let trusted_proxies = Arc::new(TrustedProxies::default());
-    let slow_readers = Arc::default();
-    let app =
-        App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies, slow_readers };
+    let complaints = Arc::default();
+    let app = App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies, complaints };
     let service = TowerToHyperService::new(warp::service(routes::public(app, true)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

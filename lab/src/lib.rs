@@ -18,6 +18,7 @@ pub mod output;
 pub mod process;
 pub mod proxy;
 pub mod redis_server;
+pub mod resumer;
 pub mod scenarios;
 pub mod stage;
 pub mod traffic;

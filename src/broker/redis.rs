@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod fleet;
+mod keys;
 pub mod link;
 pub mod pace;
 mod probe;
@@ -9,6 +10,7 @@ mod publishing;
 mod subscriptions;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::fleet::Fleet;
+use self::keys::Comparison;
 use self::link::Link;
 use super::{Broker, BrokerStatus, LinkState, Message, Resumption};
 use crate::budget::Budget;
@@ -27,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{Outbox, ReplyTo};
 use crate::registry::Registry;
 use crate::sentinel::{self, Topology, Watcher};
+use crate::session_keys::Keys;
 use crate::tasks::Tasks;
 use crate::transport::envelope::{Channel, Foreign, Hello, Tag, VERSION, body};
 use crate::transport::homes::LOOK_EVERY;
@@ -57,6 +61,8 @@ pub struct Sessions {
     pub budget: Arc<Budget>,
     /// What each may.
     pub limits: Limits,
+    /// What the tokens are signed with by which they are resumed.
+    pub keys: Keys,
 }
 
 /// The broker over Redis.
@@ -74,6 +80,7 @@ pub(crate) struct Shared {
     registry: Arc<Registry>,
     windows: Arc<Windows>,
     metrics: Arc<Metrics>,
+    keys: Comparison,
     transport: Transport<ReplyTo>,
     /// Who waits for a session that is to come here.
     claimants: Mutex<HashMap<Uuid, Vec<oneshot::Sender<Resumption>>>>,
@@ -85,6 +92,8 @@ pub(crate) struct Shared {
     topology: watch::Receiver<Topology>,
     watcher: Option<Watcher>,
     usable: Mutex<Usable>,
+    /// Whether there ever was a link to the master.
+    had_master: AtomicBool,
     tasks: Tasks,
     /// Servers without a link, when that was last said.
     without: Mutex<usize>,
@@ -130,7 +139,7 @@ impl RedisBroker {
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Self {
-        let Sessions { registry, windows, budget, limits } = sessions;
+        let Sessions { registry, windows, budget, limits, keys } = sessions;
         let now = Instant::now();
         let (topology, watcher, address_map) = match &config.topology {
             TopologyConfig::Fixed(address) => {
@@ -159,6 +168,7 @@ impl RedisBroker {
             registry,
             windows,
             metrics,
+            keys: Comparison::new(keys),
             transport,
             claimants: Mutex::default(),
             wakes: std::array::from_fn(|_| Notify::new()),
@@ -168,6 +178,7 @@ impl RedisBroker {
             topology,
             watcher,
             usable: Mutex::new(Usable { since_not: Some(now), ever: false, last_switch: None, master: None }),
+            had_master: AtomicBool::new(false),
             tasks: tasks.clone(),
             without: Mutex::default(),
         });
@@ -198,7 +209,7 @@ impl Shared {
     /// Answers, subscribes, and wakes the links that have something to send.
     fn act(&self, mut actions: Effects) {
         loop {
-            self.metrics.messages_resent.inc_by(actions.resent);
+            self.metrics.count(&std::mem::take(&mut actions.figures));
             for link in actions.links() {
                 self.wakes[link].notify_one();
             }
@@ -325,13 +336,17 @@ impl Shared {
         }
     }
 
-    /// Tells the session that it can be reached, once that is true for whoever publishes as we would.
+    /// Tells the session that it can be reached, once that is true for whoever publishes as we would: by the master, and
+    /// without one by anybody. But for a node that has just begun: nobody knows it yet, and so nobody asks further.
     fn confirmed(&self, link: &Link, channel: &[u8]) {
         let Some(outbox) = client_of(channel).and_then(|client| self.registry.get(client)) else {
             return;
         };
-        let master = self.master_link();
-        if master.is_none_or(|master| master.id() == link.id()) {
+        let reaches = match self.master_link() {
+            Some(master) => master.id() == link.id(),
+            None => self.had_master.load(Ordering::Relaxed),
+        };
+        if reaches {
             outbox.confirm_subscription();
         }
     }
@@ -347,6 +362,7 @@ impl Shared {
     fn roles_changed(&self) {
         let master = self.master_link().map(|link| link.id());
         self.metrics.master_linked.set(i64::from(master.is_some()));
+        self.had_master.fetch_or(master.is_some(), Ordering::Relaxed);
         self.with_sender(|sender, now, actions| sender.set_master(now, master, actions));
     }
 
@@ -373,7 +389,12 @@ impl Shared {
                 beat = now + HELLO_EVERY;
                 let mut actions = Actions::default();
                 self.transport.beat(now, &mut actions);
+                let (edition, own) = self.keys.own();
+                let others = self.transport.compare_keys(edition, &own, &mut actions);
+                self.metrics.sessions.show_strange_keys(self.keys.compare(now, &others));
                 self.act(actions);
+                let (others, longest) = self.transport.safety(now);
+                self.metrics.sessions.show_safety(others, longest);
             }
             if now >= look {
                 look = now + LOOK_EVERY;

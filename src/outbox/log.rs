@@ -78,7 +78,7 @@ pub struct Standby {
 /// The state of a session that can be resumed, beside its messages.
 #[derive(Debug)]
 pub struct Log {
-    /// Grows whenever the session gets a new socket, and by [`MOVE`] when it moves.
+    /// Grows whenever the session gets a new socket, and by much more when it [moves](moved).
     pub generation: u64,
     /// The client has everything up to here.
     pub had: Position,
@@ -125,7 +125,7 @@ impl Log {
 
     /// Up to where messages may be written.
     pub(super) fn writable(&self) -> Position {
-        self.standby.map_or(self.last, |standby| standby.confirmed)
+        self.standby.map_or(self.last, |standby| standby.confirmed.min(self.last))
     }
 
     /// A message comes in behind `kept` others.

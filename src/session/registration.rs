@@ -1,10 +1,12 @@
 //! Owns how a connection begins whose client says first what it wants: a new session, one that can be resumed, or one
 //! that is resumed now.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -13,6 +15,7 @@ use super::{Context, End};
 use crate::broker::Resumption;
 use crate::outbox::{Attachment, Outbox};
 use crate::protocol::{self, ErrorCode, Reply, Request, Resumable, Resume, Wish};
+use crate::resume_limits::Limit;
 use crate::token::Claims;
 use crate::websocket::{Incoming, Message as Frame, Socket};
 
@@ -23,6 +26,8 @@ pub(super) struct Begun {
     pub(super) attachment: Attachment,
     pub(super) place: Place,
     pub(super) ticket: Option<Box<Ticket>>,
+    /// Cancelled when a newer connection has the session, where that can be.
+    pub(super) displaced: Option<CancellationToken>,
     /// The request that is answered by the greeting; without one there is none.
     pub(super) answer: Option<Uuid>,
 }
@@ -41,10 +46,10 @@ impl Begun {
     pub(super) fn new(context: &Arc<Context>, answer: Option<Uuid>) -> Self {
         let outbox = Arc::new(Outbox::new(Uuid::new_v4(), &context.limits, &context.budget));
         let place = Place::of_connection(context, outbox.clone());
-        Self { outbox, attachment: 0, place, ticket: None, answer }
+        Self { outbox, attachment: 0, place, ticket: None, displaced: None, answer }
     }
 
-    /// A session that can be resumed.
+    /// A session that can be resumed; `None` when it has just gone elsewhere, or ended.
     fn resumable(
         context: &Arc<Context>,
         outbox: Arc<Outbox>,
@@ -52,15 +57,15 @@ impl Begun {
         first_issue: Option<u64>,
         resumed: bool,
         request: Uuid,
-    ) -> Self {
-        let attachment = outbox.attach(Instant::now(), seq);
+    ) -> Option<Self> {
+        let (attachment, displaced) = outbox.attach(Instant::now(), seq)?;
         let place = Place::of_resumable(context, outbox.clone(), attachment);
         let ticket = Some(Box::new(Ticket { first_issue, resumed }));
-        Self { outbox, attachment, place, ticket, answer: Some(request) }
+        Some(Self { outbox, attachment, place, ticket, displaced: Some(displaced), answer: Some(request) })
     }
 
     /// The same, new to this node and to all others.
-    fn fresh(context: &Arc<Context>, outbox: Outbox, first_issue: Option<u64>, request: Uuid) -> Self {
+    fn fresh(context: &Arc<Context>, outbox: Outbox, first_issue: Option<u64>, request: Uuid) -> Option<Self> {
         let outbox = Arc::new(outbox);
         context.registry.keep(outbox.clone());
         context.broker.joined(outbox.client());
@@ -68,7 +73,7 @@ impl Begun {
     }
 
     /// The same, its client being new as well.
-    fn stranger(context: &Arc<Context>, request: Uuid) -> Self {
+    fn stranger(context: &Arc<Context>, request: Uuid) -> Option<Self> {
         let outbox = Outbox::resumable(Uuid::new_v4(), 0, &context.limits, &context.budget);
         Self::fresh(context, outbox, None, request)
     }
@@ -101,7 +106,7 @@ fn millis(duration: Duration) -> u64 {
 ///
 /// # Errors
 /// How the connection ended before there was one.
-pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>) -> Result<Begun, End> {
+pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>, address: Option<IpAddr>) -> Result<Begun, End> {
     let asked = async {
         loop {
             match socket.next().await {
@@ -122,7 +127,21 @@ pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>) -> Result
         }
     };
     let (request, wish) = timeout(context.limits.http.header, asked).await.unwrap_or(Err(End::Unregistered))?;
-    Ok(find(context, request, *wish).await)
+    let began = Instant::now();
+    let sessions = &context.metrics.sessions;
+    let claims = claims(context, address, &wish).map_err(|limit| {
+        sessions.resumes.limited(limit);
+        End::Limited(limit)
+    })?;
+    loop {
+        // What is found may go elsewhere a moment later; then it is looked for again.
+        if let Some(begun) = find(context, request, &wish, claims).await {
+            if claims.is_some() {
+                sessions.resume_duration.observe(began.elapsed().as_secs_f64());
+            }
+            return Ok(begun);
+        }
+    }
 }
 
 const EARLY: &str = "there is no session yet: the first frame must be a \"registration\"";
@@ -147,37 +166,42 @@ async fn refuse(
     }
 }
 
-async fn find(context: &Arc<Context>, request: Uuid, wish: Wish) -> Begun {
-    if !wish.resumable {
-        return Begun::new(context, Some(request));
-    }
-    let metrics = &context.metrics;
-    let Some(token) = wish.resume else {
-        return Begun::stranger(context, request);
-    };
-    let claims = match context.keys.ring().verify(&token, SystemTime::now()) {
-        Ok(claims) => claims,
+/// What the client's token says, if it has one that is good.
+///
+/// # Errors
+/// Whose limit does not let it try.
+fn claims(context: &Context, address: Option<IpAddr>, wish: &Wish) -> Result<Option<Claims>, Limit> {
+    let Some(token) = &wish.resume else { return Ok(None) };
+    let now = Instant::now();
+    context.resume_limits.admits_address(now, address)?;
+    match context.keys.ring().verify(token, SystemTime::now()) {
+        Ok(claims) => context.resume_limits.admits_session(now, claims.client).map(|()| Some(claims)),
         Err(flaw) => {
             debug!(%flaw, "a resume token is not taken");
-            metrics.resumes.with_label_values(&[flaw.label()]).inc();
-            return Begun::stranger(context, request);
-        }
-    };
-    let Claims { client, generation, first_issue, .. } = claims;
-    let first_issue = Some(first_issue);
-    match context.broker.resume(client, generation).await {
-        Resumption::Here(outbox) => {
-            metrics.resumes.with_label_values(&["resumed"]).inc();
-            Begun::resumable(context, outbox, wish.seq, first_issue, true, request)
-        }
-        Resumption::Lost => {
-            metrics.resumes.with_label_values(&["lost"]).inc();
-            let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
-            Begun::fresh(context, outbox, first_issue, request)
-        }
-        Resumption::Refused => {
-            metrics.resumes.with_label_values(&["refused"]).inc();
-            Begun::stranger(context, request)
+            context.metrics.sessions.resumes.flaw(flaw);
+            Ok(None)
         }
     }
+}
+
+/// The session that the client wants and has a token for, or else a new one.
+async fn find(context: &Arc<Context>, request: Uuid, wish: &Wish, claims: Option<Claims>) -> Option<Begun> {
+    if !wish.resumable {
+        return Some(Begun::new(context, Some(request)));
+    }
+    let Some(Claims { client, generation, first_issue, .. }) = claims else {
+        return Begun::stranger(context, request);
+    };
+    let (first_issue, resumes) = (Some(first_issue), &context.metrics.sessions.resumes);
+    let (begun, counter) = match context.broker.resume(client, generation).await {
+        Resumption::Here(outbox) => {
+            (Begun::resumable(context, outbox, wish.seq, first_issue, true, request), &resumes.resumed)
+        }
+        Resumption::Lost => {
+            let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
+            (Begun::fresh(context, outbox, first_issue, request), &resumes.lost)
+        }
+        Resumption::Refused => (Begun::stranger(context, request), &resumes.refused),
+    };
+    begun.inspect(|_| counter.inc())
 }

@@ -12,12 +12,15 @@
 //! bye       (nothing)
 //! leaving   (nothing)
 //! held      16 generation | 24 term | 32 client
+//! keys      16 edition | 24 count, 1 | fingerprints, 4 each, the one that signs first | node's name …
 //! ```
 //! Numbers are big-endian. `tag` is the sending process: new for each start. What a later version appends to
 //! a frame is ignored by this one; a frame of another version is counted and named, never guessed at.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
+
+use crate::token::Fingerprint;
 
 /// Tells one run of a node from all others.
 pub type Tag = u64;
@@ -143,6 +146,19 @@ pub enum Frame<'a> {
     Leaving(Tag),
     /// This node has a client's session, and whoever has it in an older generation has it no more.
     Held(Tag, Holding),
+    /// Which keys this node signs and verifies resume tokens with.
+    Keys(Tag, KeyList),
+}
+
+/// The keys of a node, by their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyList {
+    /// Grows when they change: what is older may be a replay.
+    pub edition: u64,
+    /// The one that signs first; 255 at the most.
+    pub keys: Vec<Fingerprint>,
+    /// The node's name, for logs.
+    pub name: String,
 }
 
 /// Which session a node has.
@@ -175,6 +191,7 @@ const ANSWER: u8 = 5;
 const BYE: u8 = 6;
 const LEAVING: u8 = 7;
 const HELD: u8 = 8;
+const KEYS: u8 = 9;
 
 /// The head of a message: what goes before [`body`]'s bytes.
 pub fn head(tag: Tag, place: Place) -> [u8; HEAD] {
@@ -269,6 +286,17 @@ pub fn held(tag: Tag, holding: &Holding) -> Bytes {
     bytes.freeze()
 }
 
+/// The word of `tag` on the keys that it has.
+pub fn keys(tag: Tag, edition: u64, keys: &[Fingerprint], name: &str) -> Bytes {
+    let keys = &keys[..keys.len().min(usize::from(u8::MAX))];
+    let mut bytes = begin(KEYS, tag, 9 + keys.len() * 4 + name.len());
+    bytes.put_u64(edition);
+    bytes.put_u8(u8::try_from(keys.len()).unwrap_or(u8::MAX));
+    keys.iter().for_each(|key| bytes.put_slice(&key.0));
+    bytes.put_slice(name.as_bytes());
+    bytes.freeze()
+}
+
 fn put_hello(bytes: &mut BytesMut, floor: Number, name: &str) {
     bytes.put_u64(floor);
     bytes.put_slice(&[VERSION, VERSION]);
@@ -326,6 +354,13 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Foreign> {
             let (generation, term) = (fields.u64()?, fields.u64()?);
             Ok(Frame::Held(tag, Holding { client: fields.uuid()?, generation, term }))
         }
+        KEYS => {
+            let edition = fields.u64()?;
+            let [count] = fields.take()?;
+            let keys = (0..count).map(|_| fields.take().map(Fingerprint)).collect::<Result<_, _>>()?;
+            let name = String::from_utf8_lossy(fields.0).into_owned();
+            Ok(Frame::Keys(tag, KeyList { edition, keys, name }))
+        }
         kind => Err(Foreign::Kind(kind)),
     }
 }
@@ -370,6 +405,7 @@ mod tests {
             let given = vec![(number, Decision::Taken), (previous, Decision::Full), (floor, Decision::Absent)];
             let said = Hello { floor, writes: VERSION, reads: VERSION, name: text.clone() };
             let holding = Holding { client: id, generation: number, term: floor };
+            let list = KeyList { edition: floor, keys: vec![Fingerprint([1, 2, 3, attempt]), Fingerprint([0; 4])], name: text.clone() };
             for (bytes, frame) in [
                 (receipts(tag, &given), Frame::Receipts(tag, given)),
                 (hello(tag, floor, &text), Frame::Hello(tag, said.clone())),
@@ -378,6 +414,7 @@ mod tests {
                 (bye(tag), Frame::Bye(tag)),
                 (leaving(tag), Frame::Leaving(tag)),
                 (held(tag, &holding), Frame::Held(tag, holding)),
+                (keys(tag, floor, &list.keys, &text), Frame::Keys(tag, list)),
             ] {
                 prop_assert_eq!(decode(&bytes), Ok(frame));
             }

@@ -12,6 +12,7 @@
 //! network, a drain and a death differ in who takes it. The higher generation wins everywhere.
 
 mod claims;
+mod lacking;
 mod letters;
 mod moves;
 mod standbys;
@@ -25,8 +26,10 @@ use uuid::Uuid;
 pub(super) use self::claims::Call;
 pub use self::claims::Resumption;
 use self::claims::{Claim, KNOCK, Knock};
+use self::lacking::Lacking;
 use self::letters::Letter;
 use self::moves::Move;
+pub use self::moves::MoveReason;
 pub(super) use self::standbys::Debts;
 use self::standbys::REFUSED;
 use super::envelope::{self, Channel, Decision, Number, Tag};
@@ -70,6 +73,8 @@ pub(super) struct Homes {
     by_standby: BTreeMap<Tag, BTreeSet<Uuid>>,
     /// The sessions that have no standby.
     alone: BTreeSet<Uuid>,
+    /// Those, and the ones whose standby has not everything yet.
+    lacking: Lacking,
     moves: HashMap<Uuid, Move>,
     moved: VecDeque<(Instant, Arc<Outbox>)>,
     claims: BTreeMap<Uuid, Claim>,
@@ -115,6 +120,7 @@ impl Homes {
             copies_by_home: BTreeMap::new(),
             by_standby: BTreeMap::new(),
             alone: BTreeSet::new(),
+            lacking: Lacking::default(),
             moves: HashMap::new(),
             moved: VecDeque::new(),
             claims: BTreeMap::new(),
@@ -182,6 +188,7 @@ impl<R> Transport<R> {
     pub fn opened(&self, now: Instant, client: Uuid, actions: &mut Actions<Duty<R>>) {
         let Some(outbox) = self.home(client) else { return };
         let mut homes = self.homes();
+        homes.lacking.begin(now, client);
         self.ensure_standby(now, &mut homes, &outbox, actions);
         if outbox.generation() > 0 {
             // Somebody else may have it still, or have begun it anew as well.
@@ -194,6 +201,7 @@ impl<R> Transport<R> {
         let client = outbox.client();
         let mut homes = self.homes();
         homes.alone.remove(&client);
+        homes.lacking.forget(client);
         if let Some((tag, term)) = outbox.standby() {
             forget(&mut homes.by_standby, tag, client);
             self.dismiss(now, client, tag, term, actions);
@@ -227,6 +235,17 @@ impl<R> Transport<R> {
         (homes.by_standby.values().map(BTreeSet::len).sum(), homes.alone.len())
     }
 
+    /// How many other nodes can keep what is here, and how long the session has waited for its second copy that waits the
+    /// longest.
+    pub fn safety(&self, now: Instant) -> (usize, Duration) {
+        let others = self.peers.keepers().len();
+        let mut homes = self.homes();
+        if others > 0 {
+            homes.lacking.retain(|client| self.home(client).is_some());
+        }
+        (others, homes.lacking.longest(now))
+    }
+
     /// What became of a message between nodes.
     pub fn decided(&self, now: Instant, duty: Duty<R>, outcome: Outcome, actions: &mut Actions<Duty<R>>) -> Option<R> {
         match duty {
@@ -237,10 +256,12 @@ impl<R> Transport<R> {
                 let mut homes = self.homes();
                 if outcome == Outcome::Handed {
                     homes.refusals.remove(&client);
+                    actions.figures.restored.extend(homes.lacking.confirm(now, client, term, position));
                     drop(homes);
                     let told = outbox.confirm(term, position);
                     self.tell(now, told, actions);
                 } else if outbox.standby() == Some((tag, term)) && !outbox.is_moving() {
+                    homes.lacking.lose(now, client);
                     if outcome != Outcome::Busy {
                         homes.distrusted.insert(tag, now + DISTRUST);
                     }
@@ -344,15 +365,15 @@ impl<R> Transport<R> {
         }
         let gone: Vec<Tag> = homes.copies_by_home.keys().copied().filter(|tag| self.peers.is_gone(*tag)).collect();
         let mut gathered = Gathered::default();
-        let orphans: Vec<Uuid> =
-            gone.into_iter().flat_map(|tag| homes.copies_by_home.remove(&tag).unwrap_or_default()).collect();
+        let copies = gone.iter().filter_map(|tag| homes.copies_by_home.get(tag)).flatten();
+        let orphans: Vec<Uuid> = copies.copied().take(AT_ONCE).collect();
         for client in orphans {
             if !self.may_take_over(now, homes, client) {
                 self.drop_copy(homes, client, actions);
                 continue;
             }
             let knock = homes.knocks.get(&client).copied();
-            self.take_over(now, homes, client, actions);
+            self.take_over(now, homes, client, MoveReason::HomeGone, actions);
             // Whoever has asked for it need not ask again.
             if let (Some(Knock { call, .. }), Some(outbox)) = (knock, self.home(client)) {
                 self.answer_claim(now, homes, &outbox, call, &mut gathered, actions);

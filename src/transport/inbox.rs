@@ -13,6 +13,7 @@
 //! No ids are remembered and no clock is asked: a copy is told from a new message by its number, however
 //! late it comes. Lanes whose node wants nothing of them any more are forgotten ([`Inbox::prune`]).
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
@@ -93,16 +94,24 @@ pub enum Arrival {
 
 impl<T> Inbox<T> {
     /// A message of `sender` by the node `tag` has come; `make` is called only if it is kept.
+    ///
+    /// Whoever looked at `is_wanted` before may be late: since then a copy may have been decided, and its lane forgotten.
+    /// So it is asked once more before a lane is begun.
     pub fn arrive(
         &mut self,
-        tag: Tag,
-        sender: Uuid,
+        (tag, sender): (Tag, Uuid),
         place: Place,
+        is_wanted: impl FnOnce() -> bool,
         make: impl FnOnce() -> T,
         room: &mut impl Room<T>,
         due: &mut Vec<Due>,
     ) -> Arrival {
-        self.lanes.entry((tag, sender)).or_default().arrive(place, make, room, due)
+        let lane = match self.lanes.entry((tag, sender)) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(_) if !is_wanted() => return Arrival::Copy,
+            Entry::Vacant(new) => new.insert(Lane::default()),
+        };
+        lane.arrive(place, make, room, due)
     }
 
     /// Whether there is reason to [`prune`](Self::prune).
@@ -294,7 +303,7 @@ mod tests {
         fn put(&mut self, number: Number, previous: Number, floor: Number, attempt: u8) -> Vec<(Number, Decision)> {
             let mut due = Vec::new();
             let place = Place { number, previous, floor, attempt };
-            self.inbox.arrive(1, Uuid::nil(), place, || number, &mut self.shelf, &mut due);
+            self.inbox.arrive((1, Uuid::nil()), place, || true, || number, &mut self.shelf, &mut due);
             due.into_iter().map(|due| (due.number, due.decision)).collect()
         }
     }
@@ -346,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_of_which_nothing_is_wanted_are_forgotten() {
+    fn lanes_of_which_nothing_is_wanted_are_forgotten_and_not_begun() {
         let mut desk = Desk::new(9);
         desk.put(5, 0, 5, 0);
         desk.put(9, 8, 5, 0);
@@ -355,5 +364,8 @@ mod tests {
         assert!(!inbox.is_empty(), "9 is wanted");
         inbox.prune(|_| Some(10), shelf);
         assert!(inbox.is_empty() && shelf.waiting == 0);
+        let (lane, place) = ((1, Uuid::nil()), Place { number: 9, previous: 8, floor: 5, attempt: 0 });
+        let arrival = inbox.arrive(lane, place, || false, || unreachable!("it is a copy"), shelf, &mut Vec::new());
+        assert!(arrival == Arrival::Copy && inbox.is_empty());
     }
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use super::envelope::{Hello, Number, Tag};
+use super::envelope::{Hello, KeyList, Number, Tag};
 
 /// How often a node says hello.
 pub const HELLO_EVERY: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ const INTRODUCTION: Duration = Duration::from_millis(500);
 /// A node that no server knows at so many looks in a row is gone.
 const GONE: u32 = 2;
 /// A node that is subscribed, and says no hello for so long, is as good as gone.
-const SILENT: Duration = Duration::from_secs(6);
+const SILENT: Duration = Duration::from_millis(3500);
 /// Questions that wait for an answer.
 const MOST_ASKED: usize = 1024;
 /// A question may find its node not subscribed yet: it is asked again after this, doubling, as long as there is reason.
@@ -70,11 +70,13 @@ struct Peer {
     /// Looks at all servers in a row that did not find it.
     unseen: u32,
     leaving: bool,
+    /// What it has said of its keys last.
+    keys: Option<KeyList>,
 }
 
 impl Peer {
     fn new(now: Instant, floor: Number) -> Self {
-        Self { floor, heard: now, answered: now, absence: Absence::None, unseen: 0, leaving: false }
+        Self { floor, heard: now, answered: now, absence: Absence::None, unseen: 0, leaving: false, keys: None }
     }
 
     /// `own`: when this node heard its own hello last. Cut off, it hears nobody's.
@@ -263,6 +265,22 @@ impl Peers {
         }
     }
 
+    /// `tag` has these keys. One that is not known may be dead, and this a replay.
+    pub fn has_keys(&self, tag: Tag, list: KeyList) {
+        if let Some(peer) = self.write().known.get_mut(&tag)
+            && peer.keys.as_ref().is_none_or(|known| known.edition <= list.edition)
+        {
+            peer.keys = Some(list);
+        }
+    }
+
+    /// The keys of the others, as far as they have said.
+    pub fn keys(&self) -> Vec<(Tag, KeyList)> {
+        let inner = self.read();
+        let said = inner.known.iter().filter(|(tag, _)| **tag != self.me);
+        said.filter_map(|(tag, peer)| Some((*tag, peer.keys.clone()?))).collect()
+    }
+
     /// Whether `tag` lives no more, as far as can be seen from here.
     pub fn is_gone(&self, tag: Tag) -> bool {
         let inner = self.read();
@@ -326,6 +344,26 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_those_of_the_living_and_the_newest() {
+        let now = Instant::now();
+        let peers = Peers::new(now, 1);
+        let list = |edition| KeyList { edition, keys: Vec::new(), name: "two".to_owned() };
+        let editions = || peers.keys().iter().map(|(tag, list)| (*tag, list.edition)).collect::<Vec<_>>();
+        peers.has_keys(2, list(1));
+        assert_eq!(editions(), [], "it is not known to live");
+        let nonce = peers.question(now, 2, false).unwrap();
+        peers.answered(now, 2, nonce, &said(1));
+        for (edition, newest) in [(1, 1), (3, 3), (2, 3)] {
+            peers.has_keys(2, list(edition));
+            assert_eq!(editions(), [(2, newest)]);
+        }
+        peers.has_keys(1, list(1));
+        assert_eq!(editions(), [(2, 3)], "its own are no news");
+        peers.left(2);
+        assert_eq!(editions(), []);
+    }
 
     fn said(floor: Number) -> Hello {
         Hello { floor, writes: 2, reads: 2, name: String::new() }

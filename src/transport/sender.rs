@@ -34,7 +34,7 @@ use self::link::{Link, Question, Sent, What};
 use self::look::Look;
 use self::search::Search;
 use super::envelope::{self, Channel, Decision, Number, OVERHEAD, Place, Tag};
-use super::homes::Resumption;
+use super::homes::{MoveReason, Resumption};
 use super::peers::Peers;
 use crate::outbox::{Outbox, Outcome};
 
@@ -127,13 +127,26 @@ pub enum Answer {
     Error,
 }
 
+/// What an event adds to the figures that an operator looks at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Messages that were sent again.
+    pub resent: u64,
+    /// How long the receipts of clients' messages took.
+    pub trips: Vec<Duration>,
+    /// Why sessions got another home.
+    pub moves: Vec<MoveReason>,
+    /// How long sessions had one copy alone that have two again.
+    pub restored: Vec<Duration>,
+}
+
 /// What follows from an event.
 #[derive(Debug)]
 pub struct Actions<R> {
     /// Answers that are due.
     pub decided: Vec<(R, Outcome)>,
-    /// Messages that were sent again.
-    pub resent: u64,
+    /// What is to be counted.
+    pub figures: Figures,
     /// Channels that may be wanted now, or not any more.
     pub changed: Vec<Channel>,
     /// Sessions that have come here, and whose clients have not.
@@ -145,16 +158,23 @@ pub struct Actions<R> {
 
 impl<R> Default for Actions<R> {
     fn default() -> Self {
-        Self { decided: Vec::new(), resent: 0, changed: Vec::new(), detached: Vec::new(), claims: Vec::new(), wake: 0 }
+        Self {
+            decided: Vec::new(),
+            figures: Figures::default(),
+            changed: Vec::new(),
+            detached: Vec::new(),
+            claims: Vec::new(),
+            wake: 0,
+        }
     }
 }
 
 impl<R> Actions<R> {
     /// Whether nothing follows.
     pub fn is_empty(&self) -> bool {
-        let Self { decided, resent, changed, detached, claims, wake } = self;
+        let Self { decided, figures, changed, detached, claims, wake } = self;
         decided.is_empty()
-            && *resent == 0
+            && *figures == Figures::default()
             && changed.is_empty()
             && detached.is_empty()
             && claims.is_empty()
@@ -603,8 +623,15 @@ impl<R> Sender<R> {
             let key = (pending.to, pending.sender);
             match decision {
                 Decision::Taken => {
-                    if let (Some(at), 0) = (pending.published, pending.attempt) {
-                        self.learn(now.saturating_duration_since(at));
+                    if let Some(at) = pending.published {
+                        let trip = now.saturating_duration_since(at);
+                        if let Channel::Client(_) = pending.to {
+                            actions.figures.trips.push(trip);
+                        }
+                        // After a second attempt nobody knows which one the receipt is for (Karn's algorithm).
+                        if pending.attempt == 0 {
+                            self.learn(trip);
+                        }
                     }
                     self.handed(now, key, *number, actions);
                     continue;
@@ -688,7 +715,7 @@ impl<R> Sender<R> {
         pending.overdue = false;
         if affordable {
             pending.attempt = pending.attempt.saturating_add(1);
-            actions.resent += 1;
+            actions.figures.resent += 1;
             for link in links(self.up) {
                 self.links[link].again.push_back(number);
                 actions.wake |= bit(link);

@@ -256,7 +256,6 @@ mod tests {
     use texto_lab::redis_server::RedisServer;
 
     use super::*;
-    use prometheus::IntGauge;
 
     use crate::broker::redis::fleet::Fleet;
     use crate::broker::redis::{RedisBroker, Sessions};
@@ -282,14 +281,15 @@ mod tests {
         };
         let tasks = Tasks::default();
         tasks.end().cancel(); // The only link is the one made here.
-        let (limits, gauge) = (Limits::small(9, 99), IntGauge::new("detached", "for a test").unwrap());
+        let (limits, metrics) = (Limits::small(9, 99), Arc::new(Metrics::new("test").unwrap()));
         let sessions = Sessions {
             registry: Arc::default(),
-            windows: Arc::new(Windows::new(limits.resume_window, 1, gauge)),
+            windows: Arc::new(Windows::new(limits.resume_window, 1, metrics.clone())),
             budget: crate::outbox::tests::unbounded(),
             limits,
+            keys: crate::session_keys::Keys::own().unwrap(),
         };
-        let broker = RedisBroker::start(&config, "test", sessions, Arc::new(Metrics::new("test").unwrap()), &tasks);
+        let broker = RedisBroker::start(&config, "test", sessions, metrics, &tasks);
         let mut made = None;
         let topology = Topology { master: Some(address), ..Topology::default() };
         Fleet::new(true, None).apply(

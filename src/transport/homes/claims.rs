@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::moves::Goal;
+use super::moves::{Goal, MoveReason};
 use super::{DISTRUST, Homes};
+use crate::outbox::Outbox;
 use crate::outbox::log::is_past;
-use crate::outbox::{CloseOrder, Outbox};
 use crate::transport::envelope::{self, Channel, Decision, Number, Place, Tag};
 use crate::transport::inbox::Room;
+use crate::transport::peers::Standing;
 use crate::transport::record::{self, Record};
 use crate::transport::sender::Actions;
 use crate::transport::{Duty, Gathered, Transport};
@@ -140,8 +141,9 @@ impl<R> Transport<R> {
                 self.question(client, Channel::Node(copy.home), actions);
             }
             if (hangs || self.peers.is_gone(copy.home)) && self.may_take_over(now, &homes, client) {
+                let reason = if self.peers.is_gone(copy.home) { MoveReason::HomeGone } else { MoveReason::HomeHung };
                 homes.distrusted.insert(copy.home, now + DISTRUST);
-                self.take_over(now, &mut homes, client, actions);
+                self.take_over(now, &mut homes, client, reason, actions);
                 home = self.home(client);
             }
         }
@@ -164,7 +166,8 @@ impl<R> Transport<R> {
         homes.knocks.remove(&client);
         let mut due = Vec::new();
         let is_good = outbox.opens_to(generation);
-        homes.bell.arrive(tag, client, place, || (), &mut Bell(is_good), &mut due);
+        let is_wanted = || self.peers.standing(tag, place.number) == Standing::Wanted;
+        homes.bell.arrive((tag, client), place, is_wanted, || (), &mut Bell(is_good), &mut due);
         let is_new = due.iter().any(|due| !due.again && due.decision == Decision::Taken);
         gathered.due(tag, due);
         if tag == self.peers.me() {
@@ -172,7 +175,7 @@ impl<R> Transport<R> {
                 actions.claims.push((client, Resumption::Here(outbox.clone())));
             }
         } else if is_new {
-            let to = Goal { tag, at_least: generation, order: CloseOrder::TakenOver };
+            let to = Goal { tag, at_least: generation, reason: MoveReason::Claimed };
             self.start_move(now, homes, outbox, to, actions);
         }
     }

@@ -13,6 +13,7 @@ use crate::outbox::Outbox;
 use crate::outbox::log::Origin;
 use crate::transport::envelope::{self, Channel, Holding, Number, Tag};
 use crate::transport::inbox::Room;
+use crate::transport::peers::Standing;
 use crate::transport::record::{self, Record};
 use crate::transport::sender::Actions;
 use crate::transport::{Duty, Gathered, Transport};
@@ -179,7 +180,8 @@ impl<R> Transport<R> {
         };
         let make = || Letter { client, id: envelope.id, term, record };
         let mut due = Vec::new();
-        desk.arrive(tag, client, envelope.place, make, &mut post, &mut due);
+        let is_wanted = || self.peers.standing(tag, envelope.place.number) == Standing::Wanted;
+        desk.arrive((tag, client), envelope.place, is_wanted, make, &mut post, &mut due);
         let effects = post.effects;
         gathered.due(tag, due);
         for effect in effects {

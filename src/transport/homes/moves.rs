@@ -15,14 +15,50 @@ use crate::transport::record::Record;
 use crate::transport::sender::Actions;
 use crate::transport::{Duty, Transport};
 
+/// Why a session has another home than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveReason {
+    /// Its client came to another node.
+    Claimed,
+    /// Its home leaves.
+    Drained,
+    /// Its home was gone.
+    HomeGone,
+    /// Its home did not answer.
+    HomeHung,
+    /// Another node turned out to have it in a newer generation.
+    GivenUp,
+}
+
+impl MoveReason {
+    /// Every reason, in the order of the variants.
+    pub const ALL: [Self; 5] = [Self::Claimed, Self::Drained, Self::HomeGone, Self::HomeHung, Self::GivenUp];
+
+    /// The reason as metrics name it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Drained => "drained",
+            Self::HomeGone => "home_gone",
+            Self::HomeHung => "home_hung",
+            Self::GivenUp => "given_up",
+        }
+    }
+
+    /// How the connection ends that the session had.
+    fn order(self) -> CloseOrder {
+        if self == Self::Claimed { CloseOrder::TakenOver } else { CloseOrder::Moved }
+    }
+}
+
 /// Where a session is to go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Goal {
     pub(super) tag: Tag,
     /// Its generation there is higher than this.
     pub(super) at_least: u64,
-    /// How the connection that there is ends.
-    pub(super) order: CloseOrder,
+    /// Why.
+    pub(super) reason: MoveReason,
 }
 
 /// A session on its way to another node.
@@ -31,6 +67,7 @@ pub(super) struct Move {
     pub(super) to: Tag,
     pub(super) term: u64,
     pub(super) generation: u64,
+    pub(super) reason: MoveReason,
     /// The standby that it had, if that is not where it goes.
     pub(super) old: Option<(Tag, u64)>,
 }
@@ -52,10 +89,11 @@ impl<R> Transport<R> {
         self.registry.keep(outbox.clone());
         actions.changed.push(Channel::Client(client));
         self.ensure_standby(now, homes, &outbox, actions);
-        match homes.claims.remove(&client) {
-            Some(_) => actions.claims.push((client, Resumption::Here(outbox))),
-            None => actions.detached.push(outbox),
+        if homes.claims.remove(&client).is_some() {
+            actions.claims.push((client, Resumption::Here(outbox.clone())));
         }
+        // Also if somebody waits for it: whoever that was may be gone.
+        actions.detached.push(outbox);
     }
 
     /// Whether this node's copy is complete, and the newest as far as is known.
@@ -66,11 +104,19 @@ impl<R> Transport<R> {
     }
 
     /// This node's copy is the session from now on, for its home is gone.
-    pub(super) fn take_over(&self, now: Instant, homes: &mut Homes, client: Uuid, actions: &mut Actions<Duty<R>>) {
+    pub(super) fn take_over(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        client: Uuid,
+        reason: MoveReason,
+        actions: &mut Actions<Duty<R>>,
+    ) {
         let known = self.registry.copy(client).map_or(0, |copy| copy.generation());
         let knock = homes.knocks.get(&client).map_or(0, |knock| knock.call.generation);
         self.become_home(now, homes, client, moved(known.max(knock)), actions);
         if let Some(outbox) = self.home(client) {
+            actions.figures.moves.push(reason);
             self.announce(&outbox, None, actions);
         }
     }
@@ -81,16 +127,17 @@ impl<R> Transport<R> {
         now: Instant,
         homes: &mut Homes,
         outbox: &Arc<Outbox>,
-        Goal { tag: to, at_least, order }: Goal,
+        Goal { tag: to, at_least, reason }: Goal,
         actions: &mut Actions<Duty<R>>,
     ) {
         if !outbox.freeze() {
             return;
         }
-        outbox.close(order);
+        outbox.close(reason.order());
         let client = outbox.client();
         let old = outbox.standby();
         homes.alone.remove(&client);
+        homes.lacking.forget(client);
         if let Some((tag, _)) = old {
             forget(&mut homes.by_standby, tag, client);
         }
@@ -106,7 +153,8 @@ impl<R> Transport<R> {
         self.submit_records(&mut sender, now, client, (to, term), records, actions);
         let promote = vec![(Record::Promote(generation), Uuid::nil(), 0)];
         self.submit_records(&mut sender, now, client, (to, term), promote, actions);
-        homes.moves.insert(client, Move { to, term, generation, old: old.filter(|(tag, _)| *tag != to) });
+        let old = old.filter(|(tag, _)| *tag != to);
+        homes.moves.insert(client, Move { to, term, generation, reason, old });
     }
 
     /// Moves the session of `client` to its standby, for this node leaves. `false` if there is nobody to have it.
@@ -114,7 +162,7 @@ impl<R> Transport<R> {
         let Some(outbox) = self.home(client) else { return false };
         let mut homes = self.homes();
         let Some((to, _)) = outbox.standby() else { return false };
-        let to = Goal { tag: to, at_least: 0, order: CloseOrder::Moved };
+        let to = Goal { tag: to, at_least: 0, reason: MoveReason::Drained };
         self.start_move(now, &mut homes, &outbox, to, actions);
         true
     }
@@ -133,6 +181,7 @@ impl<R> Transport<R> {
         match outcome {
             Outcome::Handed => {
                 homes.moves.remove(&client);
+                actions.figures.moves.push(step.reason);
                 if let Some((tag, term)) = step.old {
                     self.dismiss(now, client, tag, term, actions);
                 }
@@ -154,6 +203,7 @@ impl<R> Transport<R> {
                 // A node that is gone may have had it, and so may its standby: that one's generation is higher then. One that
                 // refuses has not had it from here; if it has it otherwise, it says so.
                 outbox.thaw(now, if outcome == Outcome::Busy { 0 } else { step.generation });
+                homes.lacking.lose(now, client);
                 if let Some((tag, term)) = step.old {
                     self.dismiss(now, client, tag, term, actions);
                 }
@@ -171,7 +221,9 @@ impl<R> Transport<R> {
         outbox.freeze();
         outbox.close(CloseOrder::Moved);
         homes.alone.remove(&client);
+        homes.lacking.forget(client);
         homes.moves.remove(&client);
+        actions.figures.moves.push(MoveReason::GivenUp);
         if let Some((tag, term)) = outbox.standby() {
             forget(&mut homes.by_standby, tag, client);
             self.dismiss(now, client, tag, term, actions);

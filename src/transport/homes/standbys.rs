@@ -94,6 +94,7 @@ impl<R> Transport<R> {
             Some(tag) => self.open_standby(now, homes, outbox, tag, actions),
             None => {
                 homes.alone.insert(client);
+                homes.lacking.lose(now, client);
                 let waiting = outbox.stand_alone();
                 self.tell(now, waiting, actions);
             }
@@ -115,6 +116,7 @@ impl<R> Transport<R> {
         // What is taken meanwhile by another thread comes behind this.
         let mut sender = self.sender();
         let records = outbox.open_standby(tag, term);
+        homes.lacking.give(now, client, term, records.last().map_or(0, |(.., position)| *position));
         self.submit_records(&mut sender, now, client, (tag, term), records, actions);
     }
 

@@ -144,7 +144,7 @@ impl<R> Sender<R> {
             let found = search.found & self.up;
             if let Some(link) = master_or_first(self.master, found) {
                 let asked: Vec<Number> = search.asked.iter().copied().take(FOUND_AT_ONCE).collect();
-                actions.resent += asked.len() as u64;
+                actions.figures.resent += asked.len() as u64;
                 for number in asked {
                     search.asked.remove(&number);
                     if let Some(pending) = self.log.get_mut(&number) {
