@@ -189,7 +189,8 @@ pub struct WriteError;
 /// An upgraded connection.
 #[derive(Debug)]
 pub struct Socket {
-    stream: WebSocketStream<Tracked>,
+    /// Boxed, for each future through which a socket passes keeps room for it.
+    stream: Box<WebSocketStream<Tracked>>,
     bounds: Bounds,
     /// Bytes queued since the last flush.
     queued: usize,
@@ -214,12 +215,12 @@ impl Socket {
                 stream.frames.feed(&early);
                 let config = Some(bounds.config());
                 let stream = WebSocketStream::from_partially_read(stream, early, Role::Server, config).await;
-                Ok(Self { stream, bounds, queued: 0, grown: false })
+                Ok(Self { stream: Box::new(stream), bounds, queued: 0, grown: false })
             }
             Err(other) => {
                 let stream = Tracked { stream: Box::new(TokioIo::new(other)), frames: Frames::default() };
                 let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds.config())).await;
-                Ok(Self { stream, bounds, queued: 0, grown: false })
+                Ok(Self { stream: Box::new(stream), bounds, queued: 0, grown: false })
             }
         }
     }
@@ -285,7 +286,7 @@ impl Socket {
         let bounds = this.bounds;
         let stream = this.stream.into_inner();
         let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds.config())).await;
-        (Self { stream, bounds, queued: 0, grown: false }, None)
+        (Self { stream: Box::new(stream), bounds, queued: 0, grown: false }, None)
     }
 
     /// Writes the answer to the peer's close, which is queued. Takes a few seconds at most.
@@ -298,7 +299,7 @@ impl Socket {
     pub async fn close(mut self, code: u16, reason: &'static str) {
         let frame = CloseFrame { code: CloseCode::from(code), reason: Utf8Bytes::from_static(reason) };
         let farewell = async {
-            let _ = self.stream.close(Some(frame)).await;
+            let _ = (*self.stream).close(Some(frame)).await;
             let mut stream = self.stream.into_inner();
             let _ = stream.shutdown().await;
             // Closing with unread bytes would reset the connection, and the peer might never read why.

@@ -42,6 +42,21 @@ pub(crate) struct Tally {
     pub longest_answer: Duration,
 }
 
+impl Tally {
+    /// Takes in what was met afterwards.
+    pub(crate) fn add(&mut self, later: Self) {
+        later.closes.into_iter().for_each(|(code, count)| *self.closes.entry(code).or_default() += count);
+        later.errors.into_iter().for_each(|(code, count)| *self.errors.entry(code).or_default() += count);
+        self.back += later.back;
+        self.refused += later.refused;
+        self.longest_away = self.longest_away.max(later.longest_away);
+        self.acked += later.acked;
+        self.unanswered += later.unanswered;
+        self.crossed += later.crossed;
+        self.longest_answer = self.longest_answer.max(later.longest_answer);
+    }
+}
+
 /// Clients under way.
 #[derive(Debug)]
 pub(crate) struct Crowd {

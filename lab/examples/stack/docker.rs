@@ -1,7 +1,8 @@
 //! Owns the containers of the stack, by the docker command.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,16 @@ pub(crate) fn docker(words: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Builds the image `name` by a Dockerfile that needs no files, and gives its id.
+pub(crate) fn build(name: &str, dockerfile: &str) -> Result<String> {
+    let mut command = Command::new("docker");
+    let mut build =
+        command.args(["build", "-q", "-t", name, "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    build.stdin.take().context("no standard input")?.write_all(dockerfile.as_bytes())?;
+    ensure!(build.wait()?.success(), "{name} can't be built");
+    docker(&["image", "inspect", "-f", "{{.Id}}", name])
+}
+
 /// What a container wrote to its log, both streams.
 pub(crate) fn log(container: &str) -> Result<String> {
     let output = Command::new("docker").args(["logs", container]).output()?;
@@ -27,6 +38,8 @@ pub(crate) fn log(container: &str) -> Result<String> {
 #[derive(Debug)]
 pub(crate) struct Project {
     name: String,
+    /// The command of Docker Compose.
+    compose: Vec<String>,
     /// Where clients connect: nginx's published port.
     pub front: SocketAddr,
     /// The gateways' containers.
@@ -35,13 +48,22 @@ pub(crate) struct Project {
 
 impl Project {
     /// Looks at the project `name`.
-    pub(crate) fn find(name: &str) -> Result<Self> {
-        let mut project = Self { name: name.to_owned(), front: ([127, 0, 0, 1], 0).into(), gateways: Vec::new() };
+    pub(crate) fn find(name: &str, compose: Vec<String>) -> Result<Self> {
+        let (front, gateways) = (([127, 0, 0, 1], 0).into(), Vec::new());
+        let mut project = Self { name: name.to_owned(), compose, front, gateways };
         let port = docker(&["port", &project.container("nginx")?, "8398/tcp"])?;
         let port = port.lines().next().and_then(|line| line.rsplit(':').next()?.parse().ok());
         project.front.set_port(port.context("nginx publishes no port")?);
         project.gateways = project.containers("gateway")?;
         Ok(project)
+    }
+
+    /// Runs Docker Compose, which knows files and project from its variables.
+    pub(crate) fn compose(&self, words: &[&str]) -> Result<()> {
+        let (program, first) = self.compose.split_first().context("no command of Docker Compose")?;
+        let output = Command::new(program).args(first).args(words).output().context("Docker Compose can't be run")?;
+        ensure!(output.status.success(), "{}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
     }
 
     /// The names of a service's containers, running or not.
@@ -130,12 +152,15 @@ impl Project {
     }
 
     /// After something went wrong: starts what is down and wakes what is frozen, so that the rest can be tried.
-    pub(crate) async fn mend(&self) {
+    pub(crate) async fn mend(&mut self) {
         let project = format!("label=com.docker.compose.project={}", self.name);
         let all = docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &project]).unwrap_or_default();
         for container in all.lines() {
             drop(docker(&["unpause", container]));
             drop(docker(&["start", container]));
+        }
+        if let Ok(gateways) = self.containers("gateway") {
+            self.gateways = gateways;
         }
         drop(self.wait_well(Duration::from_secs(40)).await);
     }

@@ -1,10 +1,12 @@
 //! What clients see while parts of the compose stack die, hang, are cut off and come back.
 //!
-//! `tests/compose` builds and starts the stack, and runs this on it: `stack PROJECT`. It prints a table;
+//! `tests/compose` builds and starts the stack, and runs this on it: `stack PROJECT COMPOSE…`, the command of Docker
+//! Compose. It prints a table;
 //! exit code 1 when something did not hold.
 
 mod crowd;
 mod docker;
+mod gateways;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,10 +16,10 @@ use texto_lab::client::{Answer, Client};
 use texto_lab::http;
 use texto_lab::process::until;
 use texto_lab::traffic::{Load, Traffic};
-use tokio::net::TcpStream;
 
-use crate::crowd::{Crowd, Handshake, Knocker, Tally, handshake};
+use crate::crowd::{Crowd, Handshake, Knocker, handshake};
 use crate::docker::{Project, docker, log};
+use crate::gateways::flawless;
 
 const LIMIT: Duration = Duration::from_secs(40);
 /// The send deadline of the stack, and some time for the way.
@@ -25,8 +27,9 @@ const DEADLINE: Duration = Duration::from_millis(5_500);
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let name = std::env::args().nth(1).context("usage: stack PROJECT")?;
-    let project = Project::find(&name)?;
+    let mut words = std::env::args().skip(1);
+    let name = words.next().context("usage: stack PROJECT docker compose")?;
+    let mut project = Project::find(&name, words.collect())?;
     whole(&project).await?;
     project.wait_listed(project.gateways.len(), LIMIT).await?;
     let mut rows = Vec::new();
@@ -57,11 +60,11 @@ async fn main() -> Result<ExitCode> {
     scenario!("sessions on all gateways, messages from each to each", spread(&project));
     scenario!("forged headers, metrics and health from outside", outside(&project));
     scenario!("docker kill of the master; it returns at a new address", kill_master(&project));
-    scenario!("docker stop of a gateway; it starts again", stop_gateway(&project));
-    scenario!("docker kill of a gateway; it starts again", kill_gateway(&project));
+    scenario!("rolling upgrade of all gateways; the session key is changed", gateways::upgrade(&mut project));
+    scenario!("docker kill of a gateway; it starts again", gateways::kill(&project));
     scenario!("docker pause of the master", pause_master(&project));
-    scenario!("docker pause of a gateway", pause_gateway(&project));
-    scenario!("docker network disconnect of a gateway from Redis", cut_gateway(&project));
+    scenario!("docker pause of a gateway", gateways::pause(&project));
+    scenario!("docker network disconnect of a gateway from Redis", gateways::cut(&project));
     scenario!("all Redis down for 40 s", outage(&project));
     println!("\n| what was done | outcome | took | what clients saw |\n|---|---|---|---|\n{}", rows.join("\n"));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -73,7 +76,7 @@ async fn whole(project: &Project) -> Result<()> {
     project.wait_sentinels(LIMIT).await
 }
 
-/// 1. Sessions land everywhere; everybody reaches everybody.
+/// Sessions land everywhere; everybody reaches everybody.
 async fn spread(project: &Project) -> Result<String> {
     let mut clients: Vec<Vec<Client>> = project.gateways.iter().map(|_| Vec::new()).collect();
     for _ in 0..project.gateways.len() * 8 {
@@ -106,7 +109,7 @@ async fn sessions(project: &Project) -> Result<Vec<u64>> {
     Ok(counts)
 }
 
-/// 1, too: what strangers may not see, and what they may not pretend.
+/// What strangers may not see, and what they may not pretend.
 async fn outside(project: &Project) -> Result<String> {
     for path in ["/metrics", "/readyz", "/readyz?verbose", "/livez"] {
         let status = http::get(project.front, path, "").await?.status;
@@ -156,7 +159,7 @@ async fn judge(traffic: Traffic, since: Duration) -> Result<String> {
     ))
 }
 
-/// 2. The master dies; it returns elsewhere and is a replica.
+/// The master dies; it returns elsewhere and is a replica.
 async fn kill_master(project: &Project) -> Result<String> {
     let traffic = traffic(project).await?;
     let since = traffic.now();
@@ -198,109 +201,7 @@ async fn kill_master(project: &Project) -> Result<String> {
     Ok(format!("{seen}; gateways followed after {:.1} s; {}", promoted.as_secs_f64(), returned?))
 }
 
-/// 3. A gateway drains: everybody on it is told, and is elsewhere at once.
-async fn stop_gateway(project: &Project) -> Result<String> {
-    let gateway = &project.gateways[1];
-    let crowd = Crowd::start(project.front, 45).await?;
-    let knocker = Knocker::start(project.front);
-    let there = project.sessions(gateway).await?;
-    let began = Instant::now();
-    docker(&["stop", "-t", "45", gateway])?;
-    let stopped = began.elapsed();
-    let code = docker(&["inspect", "-f", "{{.State.ExitCode}}", gateway])?;
-    ensure!(code == "0", "it ended with exit code {code}");
-    let (knocks, longest) = knocker.all_well()?;
-    let tally = crowd.take();
-    let told = tally.closes.get(&1012).copied().unwrap_or(0);
-    ensure!(told == tally.closes.values().sum::<u64>() && told + 1 >= there, "{there} were there: {tally:?}");
-    flawless(&tally)?;
-    let share = restart(project, gateway).await?;
-    Ok(format!(
-        "{told} sessions told 1012 and back within {:.0} ms, stopped in {:.0} s with code 0; {knocks} handshakes meanwhile, \
-         none failed, the longest {:.0} ms; {} sends, all acknowledged, {} crossed the farewell; {share}",
-        ms(tally.longest_away),
-        stopped.as_secs_f64(),
-        ms(longest),
-        tally.acked,
-        tally.crossed,
-    ))
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
-/// Every send was acknowledged, and nobody was refused.
-fn flawless(tally: &Tally) -> Result<()> {
-    let fine = tally.errors.is_empty() && tally.unanswered == 0 && tally.refused == 0;
-    ensure!(fine && tally.acked > 0 && tally.longest_answer < DEADLINE, "{tally:?}");
-    Ok(())
-}
-
-/// Starts a gateway again, and looks how many of thirty new sessions it gets.
-async fn restart(project: &Project, gateway: &str) -> Result<String> {
-    docker(&["start", gateway])?;
-    let began = Instant::now();
-    project.wait_well(LIMIT).await?;
-    project.wait_listed(project.gateways.len(), LIMIT).await?;
-    Ok(format!("started again: {}", fair_share(project, gateway, began).await?))
-}
-
-/// Ensures that a gateway gets its fair share of new sessions soon: six or more of thirty.
-async fn fair_share(project: &Project, gateway: &str, since: Instant) -> Result<String> {
-    // For a moment nginx' old workers and its new ones accept side by side.
-    const SOON: Duration = Duration::from_secs(5);
-    let end = Instant::now() + SOON;
-    let mut open = Vec::new();
-    loop {
-        let share = share(project, gateway, &mut open).await?;
-        if share >= 6 {
-            return Ok(format!("{share} of 30 new sessions after {:.1} s", since.elapsed().as_secs_f64()));
-        }
-        ensure!(Instant::now() < end, "it gets {share} of 30 new sessions, {SOON:?} after it was listed");
-    }
-}
-
-/// How many of thirty new sessions a gateway gets; all must begin, and soon. They go on in `open`: sessions
-/// that end meanwhile would be counted off.
-async fn share(project: &Project, gateway: &str, open: &mut Vec<TcpStream>) -> Result<u64> {
-    let before = project.sessions(gateway).await.unwrap_or(0);
-    for _ in 0..30 {
-        let (done, stream) = handshake(project.front, "").await?;
-        ensure!(done.status == 101, "a handshake was answered {}", done.status);
-        ensure!(done.took < Duration::from_secs(3), "a handshake took {:?}", done.took);
-        open.push(stream);
-    }
-    Ok(project.sessions(gateway).await.unwrap_or(0).saturating_sub(before))
-}
-
-/// 4. A gateway dies without a word.
-async fn kill_gateway(project: &Project) -> Result<String> {
-    let gateway = &project.gateways[2];
-    let crowd = Crowd::start(project.front, 45).await?;
-    let knocker = Knocker::start(project.front);
-    docker(&["kill", gateway])?;
-    project.wait_listed(2, LIMIT).await?;
-    until("everybody is back", LIMIT, async || {
-        let now = crowd.look();
-        (now.back > 0 && now.back == now.closes.values().sum::<u64>()).then_some(())
-    })
-    .await?;
-    until("twenty handshakes", LIMIT, async || (knocker.count() >= 20).then_some(())).await?;
-    let (knocks, longest) = knocker.all_well()?;
-    let tally = crowd.take();
-    let lost: u64 = tally.closes.values().sum();
-    ensure!(lost >= 5 && tally.refused == 0 && tally.errors.is_empty(), "{tally:?}");
-    let share = restart(project, gateway).await?;
-    flawless(&crowd.take())?;
-    Ok(format!(
-        "{lost} sessions lost, all back within {:.0} ms; {knocks} handshakes meanwhile, none failed, the longest {:.0} ms; {share}",
-        ms(tally.longest_away),
-        ms(longest),
-    ))
-}
-
-/// 4. The master hangs.
+/// The master hangs.
 async fn pause_master(project: &Project) -> Result<String> {
     let traffic = traffic(project).await?;
     let since = traffic.now();
@@ -317,64 +218,7 @@ async fn pause_master(project: &Project) -> Result<String> {
     judge(traffic, since).await
 }
 
-/// 4. A gateway hangs.
-async fn pause_gateway(project: &Project) -> Result<String> {
-    let gateway = &project.gateways[0];
-    let nginx_notices = async {
-        let began = Instant::now();
-        docker(&["pause", gateway])?;
-        project.wait_listed(2, LIMIT).await?;
-        Ok::<_, anyhow::Error>(began.elapsed())
-    };
-    let noticed = nginx_notices.await;
-    let outcome = async {
-        let knocker = Knocker::start(project.front);
-        // Long enough for Prometheus to notice: it asks every five seconds, and waits for four.
-        until("a hundred handshakes", LIMIT, async || (knocker.count() >= 100).then_some(())).await?;
-        knocker.all_well()
-    };
-    let outcome = outcome.await;
-    docker(&["unpause", gateway])?;
-    let (knocks, longest) = outcome?;
-    ensure!(longest < Duration::from_secs(1), "a handshake took {longest:?}");
-    let began = Instant::now();
-    project.wait_listed(3, LIMIT).await?;
-    Ok(format!(
-        "nginx avoids it after {:.1} s; then {knocks} handshakes, none failed, the longest {:.0} ms; woken: {}",
-        noticed?.as_secs_f64(),
-        ms(longest),
-        fair_share(project, gateway, began).await?
-    ))
-}
-
-/// 4. A gateway loses Redis; the others do not.
-async fn cut_gateway(project: &Project) -> Result<String> {
-    let gateway = &project.gateways[1];
-    let back = project.network("back");
-    let began = Instant::now();
-    docker(&["network", "disconnect", &back, gateway])?;
-    let outcome = async {
-        until("it is not ready", LIMIT, async || (project.health(gateway).await.ok()?.0 == 503).then_some(())).await?;
-        let unready = began.elapsed();
-        let share = share(project, gateway, &mut Vec::new()).await?;
-        ensure!(share == 0, "it gets {share} of 30 new sessions");
-        Ok(unready)
-    };
-    let outcome: Result<Duration> = outcome.await;
-    docker(&["network", "connect", "--alias", "gateway", &back, gateway])?;
-    let unready = outcome?;
-    let began = Instant::now();
-    project.wait_well(LIMIT).await?;
-    let well = began.elapsed();
-    Ok(format!(
-        "unready after {:.1} s, then 0 of 30 new sessions; connected again: well after {:.1} s, {}",
-        unready.as_secs_f64(),
-        well.as_secs_f64(),
-        fair_share(project, gateway, began).await?
-    ))
-}
-
-/// 5. No Redis at all.
+/// No Redis at all.
 async fn outage(project: &Project) -> Result<String> {
     const OUTAGE: Duration = Duration::from_secs(40);
     // Enough of them that the dashboards tell what a session costs.
