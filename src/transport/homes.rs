@@ -373,7 +373,9 @@ impl<R> Transport<R> {
                 continue;
             }
             let knock = homes.knocks.get(&client).copied();
-            self.take_over(now, homes, client, MoveReason::HomeGone, actions);
+            let hangs = homes.copies.get(&client).is_some_and(|copy| self.peers.hangs(copy.home));
+            let reason = if hangs { MoveReason::HomeHung } else { MoveReason::HomeGone };
+            self.take_over(now, homes, client, reason, actions);
             // Whoever has asked for it need not ask again.
             if let (Some(Knock { call, .. }), Some(outbox)) = (knock, self.home(client)) {
                 self.answer_claim(now, homes, &outbox, call, &mut gathered, actions);

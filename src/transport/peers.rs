@@ -287,6 +287,11 @@ impl Peers {
         tag != self.me && inner.known.get(&tag).is_none_or(|peer| peer.is_gone(inner.own_hello(self.me)))
     }
 
+    /// Whether `tag`, which is gone, has its subscriptions all the same: it hangs.
+    pub fn hangs(&self, tag: Tag) -> bool {
+        self.read().known.get(&tag).is_some_and(|peer| peer.unseen < GONE)
+    }
+
     /// Whether this node's own hellos come back to it, as they do unless it is cut off.
     pub fn hears_itself(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.read().own_hello(self.me)) < SILENT

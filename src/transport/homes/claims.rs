@@ -141,7 +141,7 @@ impl<R> Transport<R> {
                 self.question(client, Channel::Node(copy.home), actions);
             }
             if (hangs || self.peers.is_gone(copy.home)) && self.may_take_over(now, &homes, client) {
-                let reason = if self.peers.is_gone(copy.home) { MoveReason::HomeGone } else { MoveReason::HomeHung };
+                let reason = if self.peers.hangs(copy.home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
                 homes.distrusted.insert(copy.home, now + DISTRUST);
                 self.take_over(now, &mut homes, client, reason, actions);
                 home = self.home(client);
