@@ -262,6 +262,17 @@ impl Checker {
         })
     }
 
+    /// The messages that were answered with an error: their pairs and numbers, when they were sent and answered.
+    pub fn refused(&self) -> impl Iterator<Item = (u32, usize, Duration, Duration)> {
+        self.pairs.iter().flat_map(|(pair, slot)| {
+            let refused = |(number, message): (usize, &Message)| match &message.answered {
+                Some((at, Answer::Error(_))) => Some((*pair, number, message.sent?, *at)),
+                _ => None,
+            };
+            slot.messages.iter().enumerate().filter_map(refused)
+        })
+    }
+
     /// The longest time between `from` and `to` in which nobody received anything.
     pub fn silence(&self, from: Duration, to: Duration) -> Duration {
         let mut times: Vec<_> = self.receipts.iter().copied().filter(|at| *at >= from && *at <= to).collect();

@@ -35,8 +35,9 @@ struct Lane<T> {
     floor: Number,
     taken: Number,
     full: Option<(Number, Number)>,
-    /// The last question that was answered again.
-    repeated: (Number, u8),
+    /// The questions that were answered again: the last attempt for each number that may still be wanted. One answer may
+    /// be lost though a later one was asked for; so they are told apart.
+    repeated: BTreeMap<Number, u8>,
     waiting: BTreeMap<Number, Waiting<T>>,
 }
 
@@ -75,7 +76,7 @@ impl<T> Default for Inbox<T> {
 
 impl<T> Default for Lane<T> {
     fn default() -> Self {
-        Self { floor: 0, taken: 0, full: None, repeated: (0, 0), waiting: BTreeMap::new() }
+        Self { floor: 0, taken: 0, full: None, repeated: BTreeMap::new(), waiting: BTreeMap::new() }
     }
 }
 
@@ -200,8 +201,8 @@ impl<T> Lane<T> {
             return Arrival::Copy;
         }
         if let Some(decision) = self.decision(number) {
-            if attempt > 0 && (number, attempt) > self.repeated {
-                self.repeated = (number, attempt);
+            if attempt > self.repeated.get(&number).copied().unwrap_or(0) {
+                self.repeated.insert(number, attempt);
                 due.push(Due { number, decision, again: true });
             }
             return Arrival::Copy;
@@ -229,6 +230,9 @@ impl<T> Lane<T> {
             room.waits_no_more(&first.remove().message);
         }
         self.full = self.full.filter(|(_, to)| *to >= floor);
+        if !self.repeated.is_empty() {
+            self.repeated = self.repeated.split_off(&floor);
+        }
     }
 
     fn decide(&mut self, number: Number, message: T, room: &mut impl Room<T>, due: &mut Vec<Due>) {
@@ -338,6 +342,22 @@ mod tests {
         assert_eq!(desk.put(1, 0, 1, 1), []);
         assert_eq!(desk.put(1, 0, 1, 2), [(1, Taken)]);
         assert_eq!(desk.shelf.had, [1]);
+    }
+
+    /// All links may be lost with the answers; then the first alone is asked about again.
+    #[test]
+    fn an_answer_about_a_later_one_does_not_stand_for_an_earlier_one() {
+        let mut desk = Desk::new(9);
+        for number in 1..=3 {
+            desk.put(number, number - 1, 1, 0);
+        }
+        for number in 1..=3 {
+            assert_eq!(desk.put(number, number - 1, 1, 1), [(number, Taken)]);
+        }
+        assert_eq!(desk.put(1, 0, 1, 2), [(1, Taken)]);
+        assert_eq!(desk.put(3, 2, 3, 1), [], "a copy");
+        assert_eq!(desk.put(3, 2, 3, 2), [(3, Taken)]);
+        assert_eq!(desk.inbox.lanes[&(1, Uuid::nil())].repeated.len(), 1, "what nobody wants any more is forgotten");
     }
 
     #[test]

@@ -1341,3 +1341,35 @@ fn a_seed_is_one_history() {
         );
     }
 }
+
+/// A node stands still, and loses all of its links when it goes on; who wrote to it meanwhile is answered soon after.
+#[test]
+fn what_was_written_to_a_node_that_stood_still_is_not_left_to_its_deadline() {
+    for seed in seeds().step_by(5) {
+        let mut world = World::new(seed, Planted::Nothing);
+        world.run_until(4 * SECOND);
+        for _ in 0..3 * NODES {
+            world.join();
+        }
+        world.run_until(6 * SECOND);
+        for _ in 0..250 {
+            world.after(0, 3 * SECOND, Event::Submit);
+        }
+        world.run_until(7 * SECOND);
+        let node = world.random.usize(..NODES);
+        let resumes = world.now + world.random.u64(50 * MS..900 * MS);
+        world.nodes[node].paused_until = resumes;
+        for server in 0..SERVERS {
+            let link = world.nodes[node].links[server];
+            let lost = resumes + world.random.u64(0..5 * MS);
+            world.at(lost, Event::Lost { node, server, link });
+        }
+        world.run_until(13 * SECOND);
+        let late = world.submissions.iter().enumerate().filter(|(_, submission)| {
+            let Submission { receiver, outcome, .. } = submission;
+            receiver.is_some() && *outcome == Some(Outcome::Unreachable)
+        });
+        let late: Vec<_> = late.map(|(number, submission)| (number, submission.node, submission.at / MS)).collect();
+        assert!(late.is_empty(), "seed {seed}: {node} stood still until {} ms: {late:?}", resumes / MS);
+    }
+}
