@@ -1346,7 +1346,7 @@ fn a_seed_is_one_history() {
 #[test]
 fn what_was_written_to_a_node_that_stood_still_is_not_left_to_its_deadline() {
     for seed in seeds(1000).step_by(5) {
-        let mut world = World::new(seed, Planted::Nothing);
+        let mut world = World::new(seed, Planted::Nothing, Faults::All);
         world.run_until(4 * SECOND);
         for _ in 0..3 * NODES {
             world.join();
