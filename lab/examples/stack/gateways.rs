@@ -208,6 +208,15 @@ pub(crate) async fn pause(project: &Project) -> Result<String> {
     };
     let noticed = nginx_notices.await;
     let outcome = async {
+        // The list is written a moment before nginx goes by it; who comes meanwhile may wait for the one that hangs.
+        until("nginx goes by its list", LIMIT, async || {
+            for _ in 0..20 {
+                let open = texto_lab::client::open(project.front, "/v1/texto");
+                tokio::time::timeout(Duration::from_secs(1), open).await.ok()?.ok()?;
+            }
+            Some(())
+        })
+        .await?;
         let knocker = Knocker::start(project.front);
         // Long enough for Prometheus to notice: it asks every five seconds, and waits for four.
         until("a hundred handshakes", LIMIT, async || (knocker.count() >= 100).then_some(())).await?;
