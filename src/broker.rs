@@ -1,5 +1,6 @@
 //! Owns the seam between sessions and whoever carries their messages.
 
+pub mod deployment;
 pub mod embedded;
 pub mod redis;
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use self::deployment::Deployment;
 use crate::outbox::{Outbox, ReplyTo};
 use crate::sentinel::SentinelStatus;
 pub use crate::transport::homes::Resumption;
@@ -62,7 +64,8 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// `client` has left.
     fn left(&self, client: Uuid);
 
-    /// Has the session of `client`, for which there is a token of `generation`, come to this node.
+    /// Has the session of `client`, for which there is a token of `generation` (or credentials:
+    /// [`ANY`](crate::outbox::log::ANY)), come to this node.
     fn resume(&self, client: Uuid, generation: u64) -> BoxFuture<'_, Resumption>;
 
     /// This node in tokens; new for each start.
@@ -91,6 +94,11 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// What an operator wants to know.
     fn status(&self) -> BrokerStatus;
+
+    /// What people may see of the whole deployment. It waits for nobody, and costs more than [`status`](Self::status).
+    fn deployment(&self) -> Deployment {
+        Deployment::default()
+    }
 }
 
 /// What an operator wants to know of a broker.

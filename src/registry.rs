@@ -1,6 +1,6 @@
-//! Owns who is connected here: client id to outbox. Nothing in it awaits.
+//! Owns who is connected here, client id to outbox, and whose copies are. Nothing in it awaits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use uuid::Uuid;
 
-use crate::census::Census;
+use crate::operate::census::Census;
+use crate::outbox::copy::Copy;
 use crate::outbox::{CloseOrder, Outbox};
 use crate::transport::envelope::{Channel, Number, Tag};
 
@@ -20,6 +21,8 @@ const SHARDS: usize = 64;
 pub struct Registry {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
+    /// How many copies there are, by home. Locked while their shard is.
+    copies_by_home: Mutex<BTreeMap<Tag, usize>>,
     /// What everybody is told who is here, or comes.
     order: Mutex<Option<CloseOrder>>,
     /// Nobody is here any more, since that order.
@@ -30,7 +33,7 @@ pub struct Registry {
 struct Shard {
     clients: HashMap<Uuid, Arc<Outbox>>,
     /// Sessions whose home is elsewhere, and whose standby is this node.
-    copies: HashMap<Uuid, Arc<Outbox>>,
+    copies: HashMap<Uuid, Box<Copy>>,
 }
 
 impl Default for Registry {
@@ -38,8 +41,19 @@ impl Default for Registry {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
+            copies_by_home: Mutex::default(),
             order: Mutex::default(),
             emptied: Notify::new(),
+        }
+    }
+}
+
+/// One copy less of this home's.
+fn discount(by_home: &mut BTreeMap<Tag, usize>, home: Tag) {
+    if let Some(copies) = by_home.get_mut(&home) {
+        *copies -= 1;
+        if *copies == 0 {
+            by_home.remove(&home);
         }
     }
 }
@@ -65,12 +79,36 @@ impl Registry {
     /// there before has to yield: its client has begun anew.
     pub fn keep(&self, outbox: Arc<Outbox>) {
         let before = self.shard(outbox.client()).clients.insert(outbox.client(), outbox.clone());
+        self.succeed(before, &outbox);
+    }
+
+    fn succeed(&self, before: Option<Arc<Outbox>>, outbox: &Outbox) {
         if let Some(before) = before {
             before.close(CloseOrder::Moved);
         }
         if let Some(order) = self.order() {
             outbox.close(order);
         }
+    }
+
+    /// The same for a client that anybody may be with good credentials, and at the same moment: unless there is a session
+    /// already that they could have. Returns whether it is reachable now.
+    pub fn keep_first(&self, outbox: &Arc<Outbox>) -> bool {
+        let client = outbox.client();
+        let mut shard = self.shard(client);
+        let before = shard.clients.get(&client).cloned();
+        if before.as_ref().is_some_and(|before| before.is_resumable() && !before.is_sealed()) {
+            return false;
+        }
+        shard.clients.insert(client, outbox.clone());
+        drop(shard);
+        if let Some(before) = before {
+            before.close(CloseOrder::Moved);
+        }
+        if let Some(order) = self.order() {
+            outbox.close(order);
+        }
+        true
     }
 
     /// The same, over again: exactly this one is not reachable any more.
@@ -90,24 +128,81 @@ impl Registry {
         }
     }
 
-    /// This node is the standby of a session.
-    pub fn keep_copy(&self, outbox: Arc<Outbox>) {
-        self.shard(outbox.client()).copies.insert(outbox.client(), outbox);
-    }
-
-    /// What this node has as a session's standby.
-    pub fn copy(&self, client: Uuid) -> Option<Arc<Outbox>> {
-        self.shard(client).copies.get(&client).cloned()
-    }
-
-    /// The same, not any more.
-    pub fn remove_copy(&self, client: Uuid) -> Option<Arc<Outbox>> {
+    /// This node is the standby of a session, and has this of it.
+    pub fn keep_copy(&self, client: Uuid, copy: Box<Copy>) {
         let mut shard = self.shard(client);
-        let copy = shard.copies.remove(&client);
+        let mut by_home = self.by_home();
+        *by_home.entry(copy.home).or_default() += 1;
+        if let Some(before) = shard.copies.insert(client, copy) {
+            discount(&mut by_home, before.home);
+        }
+    }
+
+    /// What `f` makes of what this node has as a session's standby. It must not use this registry.
+    pub fn with_copy<T>(&self, client: Uuid, f: impl FnOnce(&mut Copy) -> T) -> Option<T> {
+        self.shard(client).copies.get_mut(&client).map(|copy| f(copy))
+    }
+
+    /// This node is not its standby any more. Returns whether it was.
+    pub fn remove_copy(&self, client: Uuid) -> bool {
+        let mut shard = self.shard(client);
+        self.take_copy(&mut shard, client).is_some()
+    }
+
+    /// The same, for it is the home: what `make` makes of the copy is [kept](Self::keep) in its place, so that the channel
+    /// of claims is wanted all the time. `make` must not use this registry.
+    pub fn promote(&self, client: Uuid, make: impl FnOnce(Copy) -> Outbox) -> Option<Arc<Outbox>> {
+        let mut shard = self.shard(client);
+        let outbox = Arc::new(make(*self.take_copy(&mut shard, client)?));
+        let before = shard.clients.insert(client, outbox.clone());
+        drop(shard);
+        self.succeed(before, &outbox);
+        Some(outbox)
+    }
+
+    fn take_copy(&self, shard: &mut Shard, client: Uuid) -> Option<Box<Copy>> {
+        let copy = shard.copies.remove(&client)?;
+        discount(&mut self.by_home(), copy.home);
         if shard.copies.len() * 4 < shard.copies.capacity() {
             shard.copies.shrink_to_fit();
         }
-        copy
+        Some(copy)
+    }
+
+    fn by_home(&self) -> MutexGuard<'_, BTreeMap<Tag, usize>> {
+        self.copies_by_home.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many copies are here.
+    pub fn copies(&self) -> usize {
+        self.by_home().values().sum()
+    }
+
+    /// Everyone of whom there is one.
+    pub fn copied(&self) -> BTreeSet<Uuid> {
+        let mut copied = BTreeSet::new();
+        for shard in &self.shards {
+            copied.extend(shard.lock().unwrap_or_else(PoisonError::into_inner).copies.keys());
+        }
+        copied
+    }
+
+    /// The copies whose home is such: the first `most` of them, by home and client. Looks at all copies if there are any.
+    pub fn copies_of(&self, is_such: impl Fn(Tag) -> bool, most: usize) -> Vec<(Tag, Uuid)> {
+        let mut homes: Vec<Tag> = self.by_home().keys().copied().collect();
+        homes.retain(|home| is_such(*home));
+        let mut copies = Vec::new();
+        for shard in self.shards.iter().filter(|_| !homes.is_empty()) {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let such = shard.copies.iter().filter(|(_, copy)| homes.contains(&copy.home));
+            copies.extend(such.map(|(client, copy)| (copy.home, *client)));
+        }
+        if copies.len() > most {
+            copies.select_nth_unstable(most);
+            copies.truncate(most);
+        }
+        copies.sort_unstable();
+        copies
     }
 
     /// Has every session forget the lanes of which nothing is wanted any more, and what came longer ago than `window`.
@@ -115,10 +210,11 @@ impl Registry {
     pub fn prune(&self, now: Instant, window: Duration, floor: impl Fn(Tag) -> Option<Number>) -> Vec<Arc<Outbox>> {
         let mut owing = Vec::new();
         for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let all: Vec<_> = shard.clients.values().chain(shard.copies.values()).cloned().collect();
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.copies.values_mut().for_each(|copy| copy.prune(now, window, &floor));
+            let clients: Vec<_> = shard.clients.values().cloned().collect();
             drop(shard);
-            for outbox in all {
+            for outbox in clients {
                 if outbox.prune(now, window, &floor) {
                     owing.push(outbox);
                 }
@@ -133,11 +229,10 @@ impl Registry {
         let mut census = Census::default();
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let (clients, copies): (Vec<_>, Vec<_>) =
-                (shard.clients.values().cloned().collect(), shard.copies.values().cloned().collect());
+            shard.copies.values().for_each(|copy| census.add_copy(copy.kept()));
+            let clients: Vec<_> = shard.clients.values().cloned().collect();
             drop(shard);
             clients.iter().filter_map(|outbox| outbox.condition()).for_each(|condition| census.add(condition));
-            copies.iter().filter_map(|outbox| outbox.condition()).for_each(|condition| census.add_copy(condition));
         }
         census
     }
@@ -260,9 +355,12 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::outbox::copy::tests::copy;
     use crate::outbox::tests::{delivery, outbox, place};
     use crate::transport::inbox::Arrival;
 
@@ -311,5 +409,55 @@ mod tests {
         registry.close_all(CloseOrder::Stop);
         let _last = registry.register(late.clone());
         assert_eq!(late.take(0, 9).close, Some(CloseOrder::Stop));
+    }
+
+    #[test]
+    fn copies_are_counted_by_home_whatever_becomes_of_them() {
+        let registry = Registry::default();
+        let [one, two, three] = [1, 2, 3].map(Uuid::from_u128);
+        registry.keep_copy(one, copy(8));
+        registry.keep_copy(two, copy(7));
+        registry.keep_copy(three, copy(8));
+        assert_eq!((registry.copies(), registry.census().copies), (3, 3));
+        assert_eq!(registry.copied(), BTreeSet::from([one, two, three]));
+        assert_eq!(registry.copies_of(|_| true, 9), [(7, two), (8, one), (8, three)]);
+        assert_eq!(registry.copies_of(|_| true, 2), [(7, two), (8, one)], "the first");
+        assert_eq!(registry.copies_of(|home| home == 8, 9), [(8, one), (8, three)]);
+        registry.keep_copy(one, copy(7));
+        assert_eq!(registry.copies_of(|home| home == 8, 9), [(8, three)], "another home has it now");
+        let outbox = registry.promote(three, promoted(three)).unwrap();
+        assert!(registry.promote(three, promoted(three)).is_none());
+        assert!(registry.copies_of(|home| home == 8, 9).is_empty() && !registry.by_home().contains_key(&8));
+        assert!(Arc::ptr_eq(&registry.get(three).unwrap(), &outbox));
+        assert!(registry.remove_copy(one) && !registry.remove_copy(one));
+        assert!(registry.wants(Channel::Claim(two)) && !registry.wants(Channel::Claim(one)));
+        assert!(registry.remove_copy(two));
+        assert_eq!((registry.copies(), registry.by_home().len()), (0, 0));
+    }
+
+    /// A link that connects meanwhile subscribes what it finds, and nobody tells it of this channel: it was wanted before.
+    #[test]
+    fn the_channel_of_claims_is_wanted_while_a_copy_becomes_the_session() {
+        let registry = Registry::default();
+        let clients: Vec<_> = (0..20_000).map(Uuid::from_u128).collect();
+        clients.iter().for_each(|client| registry.keep_copy(*client, copy(7)));
+        let (at, mut missed) = (AtomicUsize::new(0), 0);
+        std::thread::scope(|scope| {
+            let promoting = scope.spawn(|| {
+                for (number, client) in clients.iter().enumerate() {
+                    at.store(number, Ordering::Relaxed);
+                    assert!(registry.promote(*client, promoted(*client)).is_some());
+                }
+            });
+            while !promoting.is_finished() {
+                let client = clients[at.load(Ordering::Relaxed)];
+                missed += usize::from(!registry.wants(Channel::Claim(client)));
+            }
+        });
+        assert_eq!((missed, registry.copies()), (0, 0));
+    }
+
+    fn promoted(client: Uuid) -> impl FnOnce(Copy) -> Outbox {
+        move |copy| Outbox::promoted(Instant::now(), client, 1, copy, &crate::config::Limits::small(9, 99))
     }
 }

@@ -1,54 +1,49 @@
-//! Owns the wiring of a gateway and its accept loop.
+//! Owns the wiring of a gateway.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http::{Request, StatusCode};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
-use warp::filters::BoxedFilter;
-use warp::reply::Response as WarpResponse;
+use tracing::{error, info};
 
+use crate::access::Access;
 use crate::broker::Broker;
-use crate::broker::embedded::Embedded;
+use crate::broker::embedded::{self, Embedded};
 use crate::broker::redis::{RedisBroker, Sessions};
-use crate::budget::Budget;
-use crate::client_address::Peer;
+use crate::check::at_start;
 use crate::config::{BrokerConfig, Config, TopologyConfig};
-use crate::drain::{self, Shutdown};
-use crate::health::Health;
-use crate::http::{self as routes, App, SocketPermit};
-use crate::isolation;
-use crate::keep_alive::{Ending, Patience, Waiting, Watched};
-use crate::logging::Log;
-use crate::metrics::Metrics;
+use crate::edge::accept::{self, Acceptor};
+use crate::edge::http::{self as routes, App};
+use crate::edge::keep_alive::Waiting;
+use crate::edge::limits::AddressLimits;
+use crate::operate::drain::{self, Shutdown};
+use crate::operate::health::Health;
+use crate::operate::isolation;
+use crate::operate::logging::Log;
+use crate::operate::metrics::Metrics;
+use crate::operate::service_manager::ServiceManager;
+use crate::operate::status::Sources;
+use crate::operate::status::streams::Streams;
+use crate::operate::tasks::{TaskEnded, Tasks};
+use crate::outbox::budget::Budget;
 use crate::registry::Registry;
-use crate::repeats::Repeats;
-use crate::resume_limits::ResumeLimits;
+use crate::resume::limits::ResumeLimits;
+use crate::resume::windows::Windows;
 use crate::session::Context;
-use crate::tasks::{TaskEnded, Tasks};
-use crate::windows::Windows;
+use crate::tls::connector::Connector;
 
 /// Connections beyond the sessions: health checks, metrics, handshakes, the web client.
 const OTHER_SOCKETS: usize = 128;
-/// Bytes of a request's head.
-const HEAD_BYTES: usize = 16 * 1024;
+/// Of all connections, the part that one peer may have without saying what it wants; and of those that are no sessions'.
+const SILENT_PART: usize = 8;
+const OTHER_SILENT_PART: usize = 2;
+/// How often it is forgotten who is within its limits again.
+const TIDY: Duration = Duration::from_secs(10);
 /// How long the last sessions and tasks may take once they are told to end.
 const LAST: Duration = Duration::from_secs(2);
-/// How long a client may take none of its bytes, at the TCP level; sessions have a deadline of their own.
-const UNREAD: Duration = Duration::from_secs(30);
-/// How long a connection may take to end at the end of the program.
-const GENTLE_END: Duration = Duration::from_secs(1);
-/// Pause after a failed accept, such as for want of descriptors, and while no place is left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// EX_SOFTWARE: a fault of the program's own.
 pub const EXIT_SOFTWARE: u8 = 70;
@@ -77,8 +72,8 @@ impl ServerError {
     }
 }
 
-/// Runs a gateway on `listener`, and its metrics on `admin` if that is given, until `shutdown` has
-/// been signalled and every session is gone or told to go. What it runs can be seen in `tasks`.
+/// Runs a gateway on `listener`, and its metrics and status on `admin` if that is given, until `shutdown` has
+/// been signalled and every session is gone or told to go. What it runs can be seen in `tasks`; `manager` is told how it is.
 ///
 /// # Errors
 /// When it can't start, or a task that it needs has ended; sessions are told to go elsewhere then. What
@@ -90,6 +85,7 @@ pub async fn run(
     shutdown: Shutdown,
     tasks: Tasks,
     log: &Log,
+    manager: ServiceManager,
 ) -> Result<(), ServerError> {
     let metrics = Arc::new(Metrics::new(&config.node_id)?);
     metrics.add(log.lines_dropped())?;
@@ -111,10 +107,20 @@ pub async fn run(
         tasks.spawn_lasting("session keys", config.session_keys.clone().run());
     }
 
+    let with_certificates = config.clone();
+    metrics.tls.watch(move || with_certificates.certificate_expiries());
+    if let Some(watch) = config.watch_certificates() {
+        tasks.spawn_lasting("certificates", watch);
+    }
+    if let Some(verifier) = &config.access.verifier {
+        verifier.source().announce();
+        tasks.spawn_lasting("auth keys", verifier.source().clone().run());
+    }
+
     metrics.connections_max.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
     metrics.outbox_bytes_max.set(i64::try_from(limits.outbox_total_bytes).unwrap_or(i64::MAX));
     let seats = Arc::new(Semaphore::new(limits.max_connections));
-    let health = Arc::new(Health::new(
+    let health = Health::new(
         &config.node_id,
         config.ready_grace,
         config.isolated_after,
@@ -122,7 +128,9 @@ pub async fn run(
         seats.clone(),
         limits.max_connections,
         metrics.clone(),
-    ));
+    );
+    let auth_keys = config.access.verifier.as_ref().map(|verifier| verifier.source().clone());
+    let health = Arc::new(health.with_auth_keys(auth_keys));
     let heartbeat = health.clone();
     tasks.spawn_lasting("heartbeat", async move { heartbeat.run_heartbeat().await });
 
@@ -136,13 +144,16 @@ pub async fn run(
     let context = Arc::new(Context {
         registry: registry.clone(),
         broker: broker.clone(),
-        metrics,
+        metrics: metrics.clone(),
         limits,
         budget,
         keys: config.session_keys.clone(),
         windows,
         resume_limits: ResumeLimits::new(limits.resumes_per_address),
+        access: Access::new(config.access.origins.clone(), config.access.verifier.clone()),
     });
+    let addresses = Arc::new(AddressLimits::new(limits.addresses));
+    tasks.spawn_lasting("limits", tidy(context.clone(), addresses.clone()));
     let sessions = TaskTracker::new();
     let trusted_proxies = Arc::new(config.trusted_proxies.clone());
     let app = App {
@@ -150,19 +161,48 @@ pub async fn run(
         health: health.clone(),
         seats,
         sessions: sessions.clone(),
-        trusted_proxies,
+        trusted_proxies: trusted_proxies.clone(),
+        addresses,
         complaints: Arc::default(),
+        status: Streams::new(
+            Sources { broker: broker.clone(), health: health.clone(), metrics: metrics.clone() },
+            shutdown.clone(),
+            tasks.clone(),
+        ),
     };
     announce(&config, &listener, admin.as_ref())?;
-    let sockets = Arc::new(Semaphore::new(limits.max_connections.saturating_add(OTHER_SOCKETS)));
-    let acceptor = |routes, sockets| Acceptor { routes, sockets, patience: limits.http, tasks: tasks.clone() };
-    set_options(&listener, limits.write_timeout)?;
-    let public = acceptor(routes::public(app.clone(), admin.is_none()), sockets);
+    let acceptor = |routes, sockets: usize, terminator| {
+        let silent = (sockets / SILENT_PART).max(OTHER_SOCKETS / OTHER_SILENT_PART);
+        let waiting = Waiting::new(silent, metrics.limited.silent_connections.clone());
+        let (sockets, trusted_proxies) = (Arc::new(Semaphore::new(sockets)), trusted_proxies.clone());
+        Acceptor {
+            routes,
+            sockets,
+            patience: limits.http,
+            terminator,
+            handshakes: metrics.tls.handshakes.clone(),
+            waiting,
+            trusted_proxies,
+            turns: Arc::default(),
+            crowded: metrics.limited.turns.clone(),
+            tasks: tasks.clone(),
+        }
+    };
+    accept::set_options(&listener, limits.write_timeout)?;
+    let sockets = limits.max_connections.saturating_add(OTHER_SOCKETS);
+    let public = acceptor(routes::public(app.clone(), admin.is_none()), sockets, config.terminator.clone());
     tasks.spawn_lasting("acceptor", public.run(listener));
     if let Some(admin) = admin {
-        let sockets = Arc::new(Semaphore::new(OTHER_SOCKETS));
-        tasks.spawn_lasting("admin acceptor", acceptor(routes::admin(app), sockets).run(admin));
+        tasks.spawn_lasting("admin acceptor", acceptor(routes::admin(app), OTHER_SOCKETS, None).run(admin));
     }
+
+    let (drain, answers) = (config.drain, limits.send_timeout);
+    let telling = manager.run(health.clone(), registry.clone(), shutdown.clone(), drain, answers);
+    tasks.spawn_lasting("service manager", telling);
+    let (end, looked_at, by) = (tasks.end().clone(), config.clone(), broker.clone());
+    tasks.spawn(async move {
+        end.run_until_cancelled(at_start::warn_of_the_worst(looked_at, &*by)).await;
+    });
 
     let result = until_over(&config, shutdown, &tasks, &health, &registry, &broker).await;
     sessions.close();
@@ -171,6 +211,15 @@ pub async fn run(
     let done = tasks.finish(LAST).await;
     info!(clean = result.is_ok() && told && done, "stopped");
     Ok(result?)
+}
+
+/// Forgets, again and again, who is within its limits.
+async fn tidy(context: Arc<Context>, addresses: Arc<AddressLimits>) {
+    loop {
+        tokio::time::sleep(TIDY).await;
+        context.resume_limits.tidy();
+        addresses.tidy();
+    }
 }
 
 /// Returns when every session is gone or told to go: by a drain, or because a task is missing.
@@ -206,7 +255,11 @@ async fn until_over(
 fn start_broker(config: &Config, sessions: Sessions, metrics: &Arc<Metrics>, tasks: &Tasks) -> Arc<dyn Broker> {
     let metrics = metrics.clone();
     match &config.broker {
-        BrokerConfig::Embedded => Arc::new(Embedded::new(sessions.registry, metrics)),
+        BrokerConfig::Embedded => {
+            let window = sessions.limits.resume_window + sessions.limits.send_timeout;
+            tasks.spawn_lasting("forgetting", embedded::forget(sessions.registry.clone(), window));
+            Arc::new(Embedded::new(sessions.registry, metrics))
+        }
         BrokerConfig::Redis(redis) => Arc::new(RedisBroker::start(redis, &config.node_id, sessions, metrics, tasks)),
     }
 }
@@ -217,118 +270,22 @@ fn announce(config: &Config, listener: &TcpListener, admin: Option<&TcpListener>
     let broker = match &config.broker {
         BrokerConfig::Embedded => "embedded (this node alone; give --sentinels or --redis for more)".to_owned(),
         BrokerConfig::Redis(redis) => match &redis.topology {
-            TopologyConfig::Fixed(address) => format!("redis at {address}"),
-            TopologyConfig::Sentinel { sentinels, master_name, .. } => {
-                format!("redis master {master_name:?} by {} sentinels", sentinels.len())
+            TopologyConfig::Fixed(address) => format!("redis at {address}{}", with_tls(&redis.connector)),
+            TopologyConfig::Sentinel { sentinels, master_name, connector, .. } => {
+                let (tls, theirs) = (with_tls(&redis.connector), with_tls(connector));
+                format!("redis master {master_name:?}{tls} by {} sentinels{theirs}", sentinels.len())
             }
         },
     };
-    let open = format!("http://{host}:{}/", address.port());
+    let scheme = if config.terminator.is_some() { "https" } else { "http" };
+    let open = format!("{scheme}://{host}:{}/", address.port());
     info!(%address, %open, %broker, node = %config.node_id, max_connections = config.limits.max_connections, "listening");
     if let Some(admin) = admin {
-        info!(address = %admin.local_addr()?, "metrics listening");
+        info!(address = %admin.local_addr()?, "metrics and status listening");
     }
     Ok(())
 }
 
-/// Accepted connections inherit these.
-fn set_options(listener: &TcpListener, write_timeout: Duration) -> std::io::Result<()> {
-    let socket = socket2::SockRef::from(listener);
-    socket.set_tcp_nodelay(true)?;
-    let keepalive =
-        socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
-    // A client that reads nothing of an HTTP answer holds its place no longer.
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(write_timeout.max(UNREAD)))?;
-    socket.set_tcp_keepalive(&keepalive)
-}
-
-/// Accepts connections and serves HTTP on them.
-struct Acceptor {
-    routes: BoxedFilter<(WarpResponse,)>,
-    sockets: Arc<Semaphore>,
-    patience: Patience,
-    tasks: Tasks,
-}
-
-impl Acceptor {
-    async fn run(self, listener: TcpListener) {
-        let mut failures = Repeats::default();
-        let waiting = Waiting::default();
-        loop {
-            // Nobody is accepted that there is no descriptor for; they wait in the backlog.
-            let Some(permit) = self.place(&waiting).await else { return };
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    if let Some(again) = failures.note(Instant::now(), &error.to_string()) {
-                        warn!(%error, "a connection could not be accepted{again}");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let permit: SocketPermit = Arc::new(permit);
-            let routes = TowerToHyperService::new(warp::service(self.routes.clone()));
-            let presence = waiting.connection();
-            let stream = Watched::new(stream, presence.clone());
-            let served = presence.clone();
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                served.asked();
-                request.extensions_mut().insert(permit.clone());
-                request.extensions_mut().insert(Peer(peer));
-                let version = request.version();
-                request.extensions_mut().insert(version);
-                let (answer, served) = (routes.call(request), served.clone());
-                async move {
-                    let answer = answer.await;
-                    // An upgraded connection is HTTP no more.
-                    if answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::SWITCHING_PROTOCOLS) {
-                        served.answered();
-                    }
-                    answer
-                }
-            });
-            // hyper's own header timeout would run between requests as well.
-            let connection = http1::Builder::new()
-                .header_read_timeout(None)
-                .max_buf_size(HEAD_BYTES)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            let end = self.tasks.end().clone();
-            let patience = self.patience;
-            self.tasks.spawn(async move {
-                tokio::pin!(connection);
-                let limit = tokio::select! {
-                    result = &mut connection => return log_end(result),
-                    ending = presence.exhausted(patience) => match ending {
-                        Ending::Gentle => patience.header,
-                        Ending::Abrupt => return,
-                    },
-                    () = end.cancelled() => GENTLE_END,
-                };
-                connection.as_mut().graceful_shutdown();
-                log_end(tokio::time::timeout(limit, connection).await.unwrap_or(Ok(())));
-            });
-        }
-    }
-
-    /// A place for one more connection. While none is left, those that wait for their next request make room.
-    async fn place(&self, waiting: &Waiting) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = self.sockets.clone().try_acquire_owned() {
-            return Some(permit);
-        }
-        loop {
-            waiting.yield_longest();
-            if let Ok(permit) = tokio::time::timeout(ACCEPT_PAUSE, self.sockets.clone().acquire_owned()).await {
-                return permit.ok();
-            }
-        }
-    }
-}
-
-fn log_end(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        debug!(%error, "an HTTP connection ended");
-    }
+fn with_tls(connector: &Connector) -> &'static str {
+    if connector.has_tls() { " (TLS)" } else { "" }
 }

@@ -27,15 +27,16 @@ use uuid::Uuid;
 use self::envelope::{Channel, Decision, Foreign, Frame, Hello, KeyList, Number, Tag};
 use self::homes::{Call, Debts, Homes};
 use self::inbox::{Arrival, Due};
+use self::peers::roll::Member;
 use self::peers::{Peers, Standing};
 use self::record::Record;
 use self::sender::{Actions, LinkId, Sender, Times};
-use crate::budget::Budget;
 use crate::config::Limits;
+use crate::outbox::budget::Budget;
 use crate::outbox::log::Position;
 use crate::outbox::{Delivery, Outbox};
 use crate::registry::Registry;
-use crate::token::Fingerprint;
+use crate::resume::token::Fingerprint;
 
 /// One node's end of the transport; `R` is the duty to answer a client.
 #[derive(Debug)]
@@ -144,6 +145,11 @@ impl<R> Transport<R> {
         self.peers.me()
     }
 
+    /// The other nodes, for people.
+    pub fn roll(&self, now: Instant) -> Vec<Member> {
+        self.peers.roll(now)
+    }
+
     /// Its sender, locked.
     pub fn sender(&self) -> MutexGuard<'_, Sender<Duty<R>>> {
         // No state is left half-changed by the code that holds this lock.
@@ -176,7 +182,7 @@ impl<R> Transport<R> {
         drop(sender);
         self.peers.tick(now, floor);
         let floor = |tag| self.peers.floor(tag);
-        self.homes().prune(floor);
+        self.homes().prune(now, floor);
         // What a client asks for again it may have asked for a whole deadline before its window began.
         for outbox in self.registry.prune(now, self.window + self.times.send, floor) {
             if let (Some((tag, _)), Some((term, record, position))) = (outbox.standby(), outbox.had_record()) {
@@ -199,8 +205,11 @@ impl<R> Transport<R> {
         self.peers.keys()
     }
 
-    /// The last word: this node has no sessions any more.
+    /// The last word: this node has no sessions any more. One that has some dies without it: nobody else has what they took.
     pub fn bye(&self, actions: &mut Actions<Duty<R>>) {
+        if self.registry.outboxes().iter().any(|outbox| outbox.condition().is_some()) {
+            return;
+        }
         self.sender().control(Channel::Nodes, &envelope::bye(self.peers.me()), true, actions);
     }
 
@@ -275,7 +284,7 @@ impl<R> Transport<R> {
                 Arrived::Control
             }
             (Some(Channel::Nodes), Frame::Bye(tag)) => {
-                self.peers.left(tag);
+                self.peers.left(now, tag);
                 Arrived::Control
             }
             _ => Arrived::Foreign(Foreign::Malformed),

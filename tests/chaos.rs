@@ -1,5 +1,5 @@
-//! A short selection of `texto chaos`, with the counts as the test: silence is for the table in the
-//! README, since a machine that runs other tests meanwhile is no place to measure it.
+//! A short selection of `texto chaos`, with the counts as the test: silence is for the tables in
+//! docs/performance.md, since a machine that runs other tests meanwhile is no place to measure it.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -89,6 +89,11 @@ async fn a_gateway_is_restarted_and_another_dies() {
 #[tokio::test]
 async fn what_was_not_answered_is_sent_again_elsewhere() {
     persons_notice_nothing("resend-elsewhere").await;
+}
+
+#[tokio::test]
+async fn a_gateway_dies_whose_clients_are_those_of_applications() {
+    persons_notice_nothing("library-kill-gateway").await;
 }
 
 /// Without links to the replicas a killed master is noticed, and the judge says so.

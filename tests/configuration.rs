@@ -92,7 +92,7 @@ async fn session_keys_are_made_read_and_read_again_and_never_shown() {
     assert!(!gateway.log().join("\n").contains("session-key-file"));
 }
 
-/// Kubernetes sets these in the pods of the README's manifest, whose Service is named `texto`.
+/// Kubernetes sets these in pods beside a Service named `texto`, unless they say `enableServiceLinks: false`.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_kubernetes_sets_for_a_service_does_not_keep_a_gateway_from_starting() {
     let variables = [

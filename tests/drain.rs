@@ -102,6 +102,40 @@ async fn a_receivers_node_drains_under_full_load_and_loses_nothing_acknowledged(
     }
 }
 
+/// A session that waits for its last answer reads nothing for a moment; what came meanwhile is answered all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_before_the_farewell_and_not_read_is_answered() {
+    let folder = TempDir::new().unwrap();
+    let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    let address = redis.address();
+    let at_once = ["--redis", &address, "--drain-delay", "0s", "--drain-window", "0s"];
+    let (mut draining, other) = (gateway(&at_once).await, gateway(&at_once).await);
+    draining.wait_ready(LIMIT).await.unwrap();
+    other.wait_ready(LIMIT).await.unwrap();
+    let mut client = Client::connect(draining.address).await.unwrap();
+    let partner = Client::connect(other.address).await.unwrap();
+    assert_eq!(client.send(partner.id, "they know one another").await.unwrap(), Answer::Ack);
+    other.signal(Signal::SIGSTOP);
+    let last = client.post(partner.id, "an answer that takes a while").await.unwrap();
+    let sent = async || (draining.metric("texto_messages_pending").await? >= 1.0).then_some(());
+    until("it is under way", LIMIT, sent).await.unwrap();
+    draining.signal(Signal::SIGTERM);
+    draining.wait_for_log("closing sessions", LIMIT).await.unwrap();
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        unread.push(client.post(partner.id, "before the farewell").await.unwrap());
+    }
+    other.signal(Signal::SIGCONT);
+    assert_eq!(client.answer(last).await.unwrap(), Answer::Ack);
+    for (number, request) in unread.into_iter().enumerate() {
+        let answer = client.answer(request).await.unwrap_or_else(|error| panic!("{number}: {error}"));
+        // Refused, if this machine took so long.
+        assert!([Answer::Ack, Answer::Error("EBROKER".to_owned())].contains(&answer), "{number}: {answer:?}");
+    }
+    assert_eq!(client.closed(LIMIT).await.unwrap(), 1012);
+    assert_eq!(draining.wait_exit(LIMIT).await.unwrap().code(), Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_drains_in_time_while_redis_hangs() {
     let folder = TempDir::new().unwrap();

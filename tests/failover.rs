@@ -24,8 +24,45 @@ fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_texto"))
 }
 
-async fn stage() -> Stage {
-    Stage::start(binary(), &ClusterOptions::default(), 2, &[]).await.unwrap()
+/// How Redis and the Sentinels are spoken to, by everybody.
+#[derive(Clone, Copy, PartialEq)]
+enum Wire {
+    Plain,
+    Tls,
+}
+
+impl Wire {
+    fn options(self) -> ClusterOptions {
+        ClusterOptions { tls: self == Wire::Tls, ..ClusterOptions::default() }
+    }
+}
+
+/// Each of them on either wire.
+macro_rules! on_either_wire {
+    ($($name:ident,)*) => {
+        mod plain {
+            $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Wire::Plain).await })*
+        }
+        mod tls {
+            $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Wire::Tls).await })*
+        }
+    };
+}
+
+on_either_wire! {
+    who_is_greeted_while_there_is_no_master_is_never_absent,
+    who_is_greeted_by_a_node_that_has_just_begun_is_never_absent,
+    a_planned_failover_is_not_noticed,
+    a_killed_master_is_not_noticed,
+    a_frozen_master_that_returns_is_not_believed,
+    a_frozen_first_sentinel_delays_nobody,
+    sentinels_restarted_in_turn_are_used_again,
+    a_demoted_master_that_keeps_its_clients_is_noticed_by_its_role,
+    all_redis_gone_for_longer_than_the_deadline_costs_errors_but_no_lie,
+}
+
+async fn stage(wire: Wire) -> Stage {
+    Stage::start(binary(), &wire.options(), 2, &[]).await.unwrap()
 }
 
 async fn traffic(stage: &Stage) -> Traffic {
@@ -71,9 +108,8 @@ async fn followed(stage: &Stage, server: usize) {
 }
 
 /// While there is no master, a newcomer is greeted when one server has its subscription; the others follow.
-#[tokio::test(flavor = "multi_thread")]
-async fn who_is_greeted_while_there_is_no_master_is_never_absent() {
-    let mut stage = stage().await;
+async fn who_is_greeted_while_there_is_no_master_is_never_absent(wire: Wire) {
+    let mut stage = stage(wire).await;
     let addresses = stage.addresses();
     let over = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
@@ -101,10 +137,10 @@ async fn who_is_greeted_while_there_is_no_master_is_never_absent() {
 }
 
 /// Nobody knows a node that has just begun; whom it greets they can reach all the same.
-#[tokio::test(flavor = "multi_thread")]
-async fn who_is_greeted_by_a_node_that_has_just_begun_is_never_absent() {
-    let cluster = Cluster::start(&ClusterOptions::default()).await.unwrap();
-    let sentinels = cluster.sentinel_addresses();
+async fn who_is_greeted_by_a_node_that_has_just_begun_is_never_absent(wire: Wire) {
+    let cluster = Cluster::start(&wire.options()).await.unwrap();
+    let flags = cluster.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let mut maps = Vec::new();
     let mut proxies = Vec::new();
     for server in &cluster.servers {
@@ -114,7 +150,8 @@ async fn who_is_greeted_by_a_node_that_has_just_begun_is_never_absent() {
         proxies.push(proxy);
     }
     // One is far from the replicas, and so hears late of the other, which is far from the master.
-    let one = ["--sentinels", &sentinels, "--address-map", &maps[1..].join(",")];
+    let map = maps[1..].join(",");
+    let one = [&flags[..], &["--address-map", &map]].concat();
     let one = Gateway::start(binary(), &one, &[]).await.unwrap();
     one.wait_synced(3, LIMIT).await.unwrap();
     let mut writer = Client::connect(one.address).await.unwrap();
@@ -126,7 +163,7 @@ async fn who_is_greeted_by_a_node_that_has_just_begun_is_never_absent() {
     })
     .await
     .unwrap();
-    let other = ["--sentinels", &sentinels, "--address-map", &maps[0]];
+    let other = [&flags[..], &["--address-map", &maps[0]]].concat();
     let other = Gateway::start(binary(), &other, &[]).await.unwrap();
     let newcomer = until("it takes clients", LIMIT, async || Client::connect(other.address).await.ok());
     let mut newcomer = newcomer.await.unwrap();
@@ -134,9 +171,8 @@ async fn who_is_greeted_by_a_node_that_has_just_begun_is_never_absent() {
     assert_eq!(newcomer.receive().await.unwrap().1, "welcome");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_planned_failover_is_not_noticed() {
-    let stage = stage().await;
+async fn a_planned_failover_is_not_noticed(wire: Wire) {
+    let stage = stage(wire).await;
     let traffic = traffic(&stage).await;
     stage.cluster.failover().await.unwrap();
     let master = stage.cluster.wait_for_new_master(0, LIMIT).await.unwrap();
@@ -144,9 +180,8 @@ async fn a_planned_failover_is_not_noticed() {
     judge(traffic).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_master_is_not_noticed() {
-    let mut stage = stage().await;
+async fn a_killed_master_is_not_noticed(wire: Wire) {
+    let mut stage = stage(wire).await;
     let traffic = traffic(&stage).await;
     stage.cluster.servers[0].kill();
     flows(&traffic).await;
@@ -159,9 +194,8 @@ async fn a_killed_master_is_not_noticed() {
     judge(traffic).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_master_that_returns_is_not_believed() {
-    let stage = stage().await;
+async fn a_frozen_master_that_returns_is_not_believed(wire: Wire) {
+    let stage = stage(wire).await;
     let traffic = traffic(&stage).await;
     stage.cluster.servers[0].freeze();
     flows(&traffic).await;
@@ -175,9 +209,8 @@ async fn a_frozen_master_that_returns_is_not_believed() {
     judge(traffic).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_first_sentinel_delays_nobody() {
-    let mut stage = stage().await;
+async fn a_frozen_first_sentinel_delays_nobody(wire: Wire) {
+    let mut stage = stage(wire).await;
     let traffic = traffic(&stage).await;
     stage.cluster.sentinels[0].freeze();
     until("the gateway notices", LIMIT, async || {
@@ -197,9 +230,8 @@ async fn a_frozen_first_sentinel_delays_nobody() {
     judge(traffic).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sentinels_restarted_in_turn_are_used_again() {
-    let mut stage = stage().await;
+async fn sentinels_restarted_in_turn_are_used_again(wire: Wire) {
+    let mut stage = stage(wire).await;
     let traffic = traffic(&stage).await;
     for index in 0..3 {
         stage.cluster.sentinels[index].kill();
@@ -218,9 +250,8 @@ async fn sentinels_restarted_in_turn_are_used_again() {
     judge(traffic).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_demoted_master_that_keeps_its_clients_is_noticed_by_its_role() {
-    let stage = stage().await;
+async fn a_demoted_master_that_keeps_its_clients_is_noticed_by_its_role(wire: Wire) {
+    let stage = stage(wire).await;
     let traffic = traffic(&stage).await;
     let other = stage.cluster.servers[1].port.to_string();
     // By hand, behind the Sentinels' back: no connection is closed, and PUBLISH goes on being accepted.
@@ -235,9 +266,8 @@ async fn a_demoted_master_that_keeps_its_clients_is_noticed_by_its_role() {
     judge(traffic).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn all_redis_gone_for_longer_than_the_deadline_costs_errors_but_no_lie() {
-    let mut stage = stage().await;
+async fn all_redis_gone_for_longer_than_the_deadline_costs_errors_but_no_lie(wire: Wire) {
+    let mut stage = stage(wire).await;
     let traffic = traffic(&stage).await;
     for server in &mut stage.cluster.servers {
         server.kill();

@@ -14,6 +14,7 @@ use texto_lab::client::{self, Answer, Client, Incoming, Socket};
 use texto_lab::gateway::Gateway;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
+use texto_lab::resumer;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
@@ -22,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 struct Stack {
     gateways: Vec<Gateway>,
     arguments: Vec<String>,
-    _redis: RedisServer,
+    redis: RedisServer,
     _folder: TempDir,
 }
 
@@ -31,10 +32,10 @@ impl Stack {
         let folder = TempDir::new().unwrap();
         let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
         let keys = folder.path().join("keys");
-        std::fs::write(&keys, texto::session_keys::new_line().unwrap()).unwrap();
+        std::fs::write(&keys, texto::resume::keys::new_line().unwrap()).unwrap();
         let arguments = ["--redis", &redis.address(), "--session-key-file", keys.to_str().unwrap()];
         let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-        let mut stack = Self { gateways: Vec::new(), arguments, _redis: redis, _folder: folder };
+        let mut stack = Self { gateways: Vec::new(), arguments, redis, _folder: folder };
         for _ in 0..count {
             stack.add(&[]).await;
         }
@@ -205,6 +206,165 @@ async fn a_node_that_hangs_is_passed_over_and_gives_way_when_it_wakes() {
     assert!([1012, 4001].contains(&code), "{code}");
     send(&mut sender, person.id, "c").await;
     assert_eq!(again.receive().await, (3, "c".to_owned()));
+}
+
+/// Has said something, so that older tokens are of no use.
+async fn settle(person: &mut Person) {
+    let question = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": null });
+    person.socket.send(Message::text(question.to_string())).await.unwrap();
+    let answer = next(&mut person.socket).await;
+    assert_eq!(answer["kind"], "connection", "{answer}");
+    person.token = answer["data"]["resume"]["token"].as_str().unwrap().to_owned();
+}
+
+#[tokio::test]
+async fn an_old_token_is_of_no_use_either_once_the_session_has_moved() {
+    let mut stack = Stack::start(3).await;
+    let first = Person::new(stack.gateways[0].address).await;
+    let (id, stolen) = (first.id, first.token);
+    let mut person = Person::resume(stack.gateways[0].address, &stolen, 0).await;
+    settle(&mut person).await;
+    let person = Person::resume(stack.gateways[1].address, &person.token, 0).await;
+    assert_eq!((person.id, person.resumed), (id, true));
+    assert_ne!(Person::resume(stack.gateways[2].address, &stolen, 0).await.id, id, "it was claimed");
+    stack.gateways[1].kill();
+    let again = Person::resume(stack.gateways[0].address, &person.token, 0).await;
+    assert_eq!((again.id, again.resumed), (id, true));
+    assert_ne!(Person::resume(stack.gateways[2].address, &stolen, 0).await.id, id, "its home died");
+}
+
+#[tokio::test]
+async fn a_registration_that_nobody_waits_for_ends_no_live_connection_for_good() {
+    let stack = Stack::start(3).await;
+    let person = Person::new(stack.gateways[0].address).await;
+    let mut stale = client::open(stack.gateways[1].address, "/v1/texto?register=1").await.unwrap();
+    stack.gateways[1].signal(Signal::SIGSTOP);
+    let data = json!({ "resume": person.token });
+    let request = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data });
+    stale.send(Message::text(request.to_string())).await.unwrap();
+    let mut alive = Person::resume(stack.gateways[2].address, &person.token, 0).await;
+    drop(stale);
+    stack.gateways[1].signal(Signal::SIGCONT);
+    assert_eq!(closed(&mut alive.socket).await, 1012, "it is told to come again");
+    let mut again = Person::resume(stack.gateways[2].address, &alive.token, 0).await;
+    assert_eq!((again.id, again.resumed), (person.id, true));
+    let mut sender = Client::connect(stack.gateways[0].address).await.unwrap();
+    send(&mut sender, person.id, "a").await;
+    assert_eq!(again.receive().await, (1, "a".to_owned()));
+}
+
+#[tokio::test]
+async fn tokens_of_one_session_at_one_moment_do_not_take_its_id_from_the_newest() {
+    let stack = Stack::start(3).await;
+    for _ in 0..10 {
+        let first = Person::new(stack.gateways[0].address).await;
+        let (id, stolen) = (first.id, first.token);
+        let mut person = Person::resume(stack.gateways[0].address, &stolen, 0).await;
+        settle(&mut person).await;
+        // An older one at the same node.
+        let address = stack.gateways[1].address;
+        let (thief, person) =
+            tokio::join!(Person::resume(address, &stolen, 0), Person::resume(address, &person.token, 0));
+        assert_eq!((person.id, person.resumed), (id, true));
+        assert_ne!(thief.id, id);
+        // The same at two nodes, and twice at one.
+        let resume = |at: usize| Person::resume(stack.gateways[at].address, &person.token, 0);
+        let (one, two, three) = tokio::join!(resume(2), resume(0), resume(2));
+        for person in [one, two, three] {
+            assert_eq!((person.id, person.resumed), (id, true));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_comes_twice_is_answered_twice_and_shown_once() {
+    let stack = Stack::start(2).await;
+    let mut receiver = Person::new(stack.gateways[0].address).await;
+    let mut sender = Person::new(stack.gateways[1].address).await;
+    for round in 1..=100 {
+        let request = Uuid::new_v4();
+        let frame = client::send_frame(sender.id, request, receiver.id, "a");
+        for _ in 0..3 {
+            sender.socket.feed(Message::text(frame.clone())).await.unwrap();
+        }
+        sender.socket.flush().await.unwrap();
+        for _ in 0..3 {
+            let answer = next(&mut sender.socket).await;
+            let expected = (Some("ack"), Some(&*request.to_string()));
+            assert_eq!((answer["kind"].as_str(), answer["id"].as_str()), expected);
+        }
+        assert_eq!(receiver.receive().await.0, round);
+        let had = json!({ "id": Uuid::new_v4(), "kind": "ack", "data": { "seq": round } });
+        receiver.socket.send(Message::text(had.to_string())).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_comes_back_while_redis_is_away_keeps_everything() {
+    for count in [1, 2] {
+        let stack = Stack::start(count).await;
+        let address = stack.gateways[0].address;
+        let mut person = if count == 1 {
+            Person::begin(address, json!({ "resumable": true })).await
+        } else {
+            Person::new(address).await
+        };
+        let id = person.id;
+        let mut sender = Client::connect(stack.gateways[count - 1].address).await.unwrap();
+        send(&mut sender, id, "a").await;
+        // So its home has heard that the standby has it.
+        assert_eq!(person.receive().await, (1, "a".to_owned()));
+        stack.redis.freeze();
+        drop(person.socket);
+        // Longer than any claim waits.
+        until("it is away", LIMIT, async || (sender.send(id, "x").await.unwrap() != Answer::Ack).then_some(()))
+            .await
+            .unwrap();
+        let again = Person::resume(address, &person.token, 0);
+        let mut again = tokio::time::timeout(Duration::from_secs(2), again).await.expect("its home has it");
+        assert_eq!((again.id, again.resumed), (id, true));
+        assert_eq!(again.receive().await, (1, "a".to_owned()));
+        let token = again.token.clone();
+        drop(again);
+        let elsewhere = stack.gateways[count - 1].address;
+        if count > 1 {
+            let (_, answer) = resumer::ask(elsewhere, json!({ "resume": token })).await.unwrap();
+            assert!(matches!(answer, Incoming::Closed(1012)), "nobody can be asked: {answer:?}");
+        }
+        stack.redis.thaw();
+        let mut again = Person::resume(elsewhere, &token, 0).await;
+        assert_eq!((again.id, again.resumed), (id, true));
+        assert_eq!(again.receive().await, (1, "a".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_while_redis_is_away_takes_nobodys_session_along() {
+    let mut stack = Stack::start(2).await;
+    // It leaves before the others are sure of what they have.
+    stack.add(&["--send-timeout", "1s", "--drain-delay", "0s", "--drain-window", "100ms"]).await;
+    let mut persons = Vec::new();
+    for at in 0..20 {
+        persons.push(Person::new(stack.gateways[at % 2].address).await);
+    }
+    stack.redis.freeze();
+    stack.gateways[2].signal(Signal::SIGTERM);
+    for gateway in &stack.gateways[..2] {
+        until("it is cut off", LIMIT, async || {
+            (gateway.metric("texto_redis_master_linked").await == Some(0.0)).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+    stack.redis.thaw();
+    assert!(stack.gateways[2].wait_exit(LIMIT).await.unwrap().success());
+    let mut sender = Client::connect(stack.gateways[0].address).await.unwrap();
+    for (person, at) in persons.into_iter().zip(0..) {
+        send(&mut sender, person.id, "a").await;
+        let mut again = Person::resume(stack.gateways[at / 2 % 2].address, &person.token, 0).await;
+        assert_eq!((again.id, again.resumed), (person.id, true), "the {at}th");
+        assert_eq!(again.receive().await, (1, "a".to_owned()));
+    }
 }
 
 #[tokio::test]

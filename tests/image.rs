@@ -4,7 +4,11 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
+
+use texto::resume::keys::Keys;
+use texto_lab::gateway::Gateway;
 
 const DOCKERFILE: &str = include_str!("../Dockerfile");
 const TEXTO: &str = env!("CARGO_BIN_EXE_texto");
@@ -44,8 +48,8 @@ fn the_image_runs_on_kernels_with_any_size_of_pages() {
         assert_eq!(chosen, format!("export JEMALLOC_SYS_WITH_LG_PAGE={pages}\n"));
     }
     // Each time that cargo builds, for jemalloc is built anew when the choice changes.
-    let builds = DOCKERFILE.matches("cargo build").count();
-    assert!(builds > 0 && DOCKERFILE.matches(". /etc/texto-build && cargo build").count() == builds);
+    let builds = DOCKERFILE.matches("build --release").count();
+    assert!(builds > 0 && DOCKERFILE.matches(". /etc/texto-build && cargo auditable build").count() == builds);
 
     // The build asks the program itself, and fails where it was built for others. This one has the pages of this machine.
     let release = folder.path().join("target/release");
@@ -60,36 +64,59 @@ fn the_image_runs_on_kernels_with_any_size_of_pages() {
 }
 
 /// Gateways that start at once begin with one key, and with the same one ever after.
-#[test]
-fn gateways_that_start_at_once_have_one_session_key() {
+#[tokio::test]
+async fn gateways_that_start_at_once_have_one_session_key() {
     let folder = tempfile::TempDir::new().unwrap();
-    let (keys, entrypoint) =
-        (folder.path().join("session-keys"), concat!(env!("CARGO_MANIFEST_DIR"), "/gateway/entrypoint"));
-    // As a gateway it only says what it begins with.
-    program(
-        folder.path(),
-        "texto",
-        &format!("[ \"$1\" = session-key ] && exec {TEXTO} session-key\ncat $TEXTO_SESSION_KEY_FILE; echo \"$@\""),
-    );
-    let start = |keys: &Path| {
-        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
-        let mut command = Command::new("sh");
-        command.args([entrypoint, "--redis", "two words"]).env("PATH", path).env("TEXTO_SESSION_KEY_FILE", keys);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    let gateways: Vec<_> = (0..12).map(|_| start(&keys)).collect();
-    let began: Vec<_> = gateways.into_iter().map(|gateway| gateway.wait_with_output().unwrap()).collect();
-    let key = std::fs::read_to_string(&keys).unwrap();
-    for gateway in began.into_iter().chain([start(&keys).wait_with_output().unwrap()]) {
-        assert!(gateway.status.success(), "{gateway:?}");
-        assert_eq!(String::from_utf8(gateway.stdout).unwrap(), format!("{key}--redis two words\n"));
+    let keys = folder.path().join("session-keys");
+    let variables = [("TEXTO_SESSION_KEY_CREATE", "true"), ("TEXTO_SESSION_KEY_FILE", keys.to_str().unwrap())];
+    let start = || Gateway::start(Path::new(TEXTO), &[], &variables);
+    let (a, b, c, d) = tokio::join!(start(), start(), start(), start());
+    let later = start().await;
+    let fingerprint = Keys::from_file(&keys).unwrap().fingerprints()[0].to_string();
+    for gateway in [a, b, c, d, later] {
+        gateway.unwrap().wait_for_log(&fingerprint, Duration::from_secs(10)).await.unwrap();
     }
-    assert_eq!(key.lines().count(), 1);
+    assert_eq!(std::fs::read_to_string(&keys).unwrap().lines().count(), 1);
     assert_eq!(std::fs::metadata(&keys).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "something is left over");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is left over");
 
-    let nowhere = start(Path::new("/nowhere/session-keys")).wait_with_output().unwrap();
-    let said = String::from_utf8(nowhere.stderr).unwrap();
-    assert_eq!(nowhere.status.code(), Some(78));
-    assert!(said.contains("there is no /nowhere/session-keys, and user") && said.contains("session-key"), "{said}");
+    // As docs/sessions.md changes it: each step leaves keys that a gateway reads.
+    for (step, count) in [("add", 2), ("sign", 2), ("drop", 1)] {
+        assert!(Command::new(TEXTO).args(["session-key", step]).arg(&keys).status().unwrap().success());
+        assert_eq!(Keys::from_file(&keys).unwrap().fingerprints().len(), count, "{step}");
+    }
+    assert_ne!(Keys::from_file(&keys).unwrap().fingerprints()[0].to_string(), fingerprint);
+    let output = Command::new(TEXTO).args(["session-key", "drop"]).arg(&keys).output().unwrap();
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("holds one key alone"));
+}
+
+/// Nothing is in the image but what the Dockerfile puts into it: neither a shell nor a library too few.
+#[test]
+fn the_program_runs_with_no_more_than_the_image_holds() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let release = folder.path().join("target/release");
+    std::fs::create_dir_all(&release).unwrap();
+    symlink(TEXTO, release.join("texto")).unwrap();
+    let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (image, volumes) = (place("image"), place("volumes"));
+    let collect = run("ldd").replace("/image", &image).replace("/volumes", &volumes);
+    let said = shell(folder.path(), &collect, &[]).expect("it needs root, for chroot");
+    assert!(said.starts_with("texto "), "{said}");
+    for program in ["sh", "bash", "ls"] {
+        let there =
+            ["bin", "usr/bin", "usr/local/bin"].map(|folder| Path::new(&image).join(folder).join(program).exists());
+        assert_eq!(there, [false; 3], "{program}");
+    }
+    // Names are looked up there too: by a file of hosts, as Docker writes it.
+    std::fs::write(format!("{image}/etc/hosts"), "127.0.0.1 redis.example\n").unwrap();
+    let serve = format!(
+        "timeout 20 chroot {image} /usr/local/bin/texto --listen 127.0.0.1:0 --redis redis.example:1 2>&1 | \
+                         grep -m 1 -o 'Connection refused\\|failed to lookup\\|not known'"
+    );
+    assert_eq!(shell(folder.path(), &serve, &[]).unwrap().trim(), "Connection refused");
+    let mode = std::fs::metadata(format!("{volumes}/texto")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    // The image is built without the lab, and says of what it is made.
+    assert_eq!(DOCKERFILE.matches("cargo auditable build --release --locked --no-default-features").count(), 2);
+    assert!(DOCKERFILE.lines().rev().any(|line| line == "FROM scratch"));
 }

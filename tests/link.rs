@@ -192,7 +192,7 @@ async fn missing_rights_are_named_with_their_mend_before_anybody_is_connected() 
         fails_because(&gateway, &parts).await;
         assert!(failures(&gateway, &redis).await < 20.0, "it is not hammered");
     }
-    // As the README has it.
+    // As the documentation has it.
     let mut words = vec!["ACL", "SETUSER", "texto", "reset", "on", ">secret", "resetchannels", "&texto:*"];
     words.extend(all.split(' '));
     redis.command::<()>(&words).await.unwrap();

@@ -13,6 +13,7 @@ use texto_lab::gateway::Gateway;
 use texto_lab::http;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -315,4 +316,136 @@ async fn redis_keeps_the_contract() {
     first.wait_ready(LIMIT).await.unwrap();
     second.wait_ready(LIMIT).await.unwrap();
     contract(&first, &second).await;
+}
+
+/// Writes `request`, and gives all that comes back until the connection is closed.
+async fn until_closed(gateway: &Gateway, request: &str) -> String {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let end = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await;
+    // What is broken off has been said all the same.
+    let _ = end.unwrap_or_else(|_| panic!("{request:?}: it stays open after {}", String::from_utf8_lossy(&answer)));
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// What a proxy may understand otherwise than the gateway: RFC 9112, sections 2.2, 3.2, 5 and 6, and RFC 6455, 4.2.1.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_two_meanings_is_refused_and_its_connection_closed() {
+    // Longer than a test may take: whoever is closed was not closed for saying nothing.
+    let gateway = gateway(&["--header-timeout", "1h", "--keep-alive-timeout", "1h"]).await;
+    let upgrade = http::UPGRADE;
+    let smuggled = "GET /livez HTTP/1.1\r\nHost: texto\r\n\r\n";
+    for (what, request) in [
+        ("no Host", format!("GET /v1/texto HTTP/1.1\r\n{upgrade}\r\n")),
+        ("two Hosts", format!("GET /v1/texto HTTP/1.1\r\nHost: texto\r\nHost: texto\r\n{upgrade}\r\n")),
+        ("a Host with a space", format!("GET /v1/texto HTTP/1.1\r\nHost: a b\r\n{upgrade}\r\n")),
+        ("a Host with a user", format!("GET /v1/texto HTTP/1.1\r\nHost: a@texto\r\n{upgrade}\r\n")),
+        ("another host in the target", format!("GET http://other/v1/texto HTTP/1.1\r\nHost: texto\r\n{upgrade}\r\n")),
+        ("two versions", format!("GET /v1/texto HTTP/1.1\r\nHost: texto\r\n{upgrade}Sec-WebSocket-Version: 8\r\n\r\n")),
+        (
+            "the same version twice",
+            format!("GET /v1/texto HTTP/1.1\r\nHost: a\r\n{upgrade}Sec-WebSocket-Version: 13\r\n\r\n"),
+        ),
+        (
+            "two keys",
+            format!(
+                "GET /v1/texto HTTP/1.1\r\nHost: a\r\n{upgrade}Sec-WebSocket-Key: AQIDBAUGBwgJCgsMDQ4PEA==\r\n\r\n"
+            ),
+        ),
+        (
+            "a handshake with a body",
+            format!("GET /v1/texto HTTP/1.1\r\nHost: a\r\n{upgrade}Content-Length: 45\r\n\r\n{smuggled}"),
+        ),
+        (
+            "a handshake with chunks",
+            format!(
+                "GET /v1/texto HTTP/1.1\r\nHost: a\r\n{upgrade}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
+            ),
+        ),
+        (
+            "two framings",
+            format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
+            ),
+        ),
+        (
+            "two framings, the other way round",
+            format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{smuggled}"
+            ),
+        ),
+        (
+            "an unknown coding",
+            format!("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{smuggled}"),
+        ),
+        (
+            "two lengths",
+            format!("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 45\r\n\r\n{smuggled}"),
+        ),
+        ("a list of lengths", format!("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 0\r\n\r\n{smuggled}")),
+        ("a signed length", format!("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +0\r\n\r\n{smuggled}")),
+        ("a length that is none", format!("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x0\r\n\r\n{smuggled}")),
+        ("a folded line", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\r\n c\r\n\r\n".to_owned()),
+        ("a folded Host", "GET / HTTP/1.1\r\nHost: a\r\n\tb\r\n\r\n".to_owned()),
+        ("a space before the colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n".to_owned()),
+        ("a tab before the colon", "GET / HTTP/1.1\r\nHost: a\r\nContent-Length\t: 5\r\n\r\n".to_owned()),
+        ("a space before the first header", "GET / HTTP/1.1\r\n Host: a\r\n\r\n".to_owned()),
+        ("a line without a colon", "GET / HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n".to_owned()),
+        ("a name that is none", "GET / HTTP/1.1\r\nHost: a\r\nX(A): b\r\n\r\n".to_owned()),
+        ("an empty name", "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n".to_owned()),
+        ("lines that end with LF", "GET / HTTP/1.1\nHost: a\n\n".to_owned()),
+        ("one line that ends with LF", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\nContent-Length: 5\r\n\r\n".to_owned()),
+        ("a head that ends with LF", "GET / HTTP/1.1\r\nHost: a\r\n\n".to_owned()),
+        ("a lone CR in a value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\rX-C: d\r\n\r\n".to_owned()),
+        ("a zero in a value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\0c\r\n\r\n".to_owned()),
+        ("a space in the target", "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        ("no version", "GET /\r\nHost: a\r\n\r\n".to_owned()),
+        ("a version that is none", "GET / HTTP/1.9\r\nHost: a\r\n\r\n".to_owned()),
+    ] {
+        let answer = until_closed(&gateway, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{what}: {answer}");
+        assert_eq!(answer.matches("\ndate: ").count(), 1, "{what}: what followed was served: {answer}");
+    }
+    // What looks like it and is well.
+    for (what, request) in [
+        ("the same host in the target", "GET http://texto/livez HTTP/1.1\r\nHost: texto\r\n\r\n".to_owned()),
+        ("no body, said aloud", "GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".to_owned()),
+        ("an empty line before it", "\r\nGET /livez HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        ("an old client without Host", "GET /livez HTTP/1.0\r\n\r\n".to_owned()),
+    ] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        let answer = http::ask(&mut stream, &request).await.unwrap();
+        assert_eq!(answer.status, 200, "{what}: {}", answer.head);
+    }
+    let last = smuggled.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    let answers = until_closed(&gateway, &format!("{smuggled}{smuggled}{last}")).await;
+    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 3, "three requests at once are three: {answers}");
+}
+
+/// The rules of those who scan pages (Mozilla's Observatory, OWASP's secure headers).
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_say_what_browsers_must_not_do_with_them() {
+    let gateway = gateway(&[]).await;
+    for path in ["/", "/texto.js", "/style.css", "/livez", "/readyz", "/metrics", "/nothing", "/v1/texto"] {
+        let answer = http::get(gateway.address, path, "").await.unwrap();
+        assert_eq!(answer.header("X-Content-Type-Options"), Some("nosniff"), "{path}: {}", answer.head);
+        assert_eq!(answer.header("Strict-Transport-Security"), None, "only over TLS");
+        assert_eq!(answer.header("Server"), None, "nobody needs to know");
+    }
+    let page = http::get(gateway.address, "/", "").await.unwrap();
+    for (name, value) in [
+        ("X-Frame-Options", "DENY"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+        ("Referrer-Policy", "no-referrer"),
+    ] {
+        assert_eq!(page.header(name), Some(value), "{}", page.head);
+    }
+    let policy = page.header("Content-Security-Policy").unwrap();
+    for part in ["default-src 'self'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
 }

@@ -198,6 +198,37 @@ async fn an_old_token_is_refused_once_the_client_has_used_a_newer_one() {
 }
 
 #[tokio::test]
+async fn a_connection_that_an_older_token_displaces_may_come_back() {
+    let gateway = gateway(&[]).await;
+    let (id, token) = Person::new(gateway.address).await.breaks();
+    // Two have the same, and neither says anything: whoever has the newest of all has the last word.
+    let mut one = Person::resume(gateway.address, &token, 0).await;
+    let mut other = Person::resume(gateway.address, &token, 0).await;
+    assert_eq!(closed(&mut one.socket).await, 1012);
+    let mut one = Person::resume(gateway.address, &one.token, 0).await;
+    assert_eq!((one.id, one.resumed), (id, true));
+    assert_eq!(closed(&mut other.socket).await, 1012);
+    one.settle().await;
+    let other = Person::resume(gateway.address, &other.token, 0).await;
+    assert_ne!(other.id, id, "who has said something first has the session");
+}
+
+#[tokio::test]
+async fn what_was_written_before_the_greeting_proves_nothing() {
+    let gateway = gateway(&[]).await;
+    let mut receiver = Client::connect(gateway.address).await.unwrap();
+    let (id, token) = Person::new(gateway.address).await.breaks();
+    let mut socket = client::open(gateway.address, "/v1/texto?register=1").await.unwrap();
+    let data = json!({ "resume": token });
+    write(&mut socket, &json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data })).await;
+    socket.send(Message::text(client::send_frame(id, Uuid::new_v4(), receiver.id, "a"))).await.unwrap();
+    assert_eq!(receiver.receive().await.unwrap(), (id, "a".to_owned()));
+    drop(socket); // The newer token has not come.
+    let again = Person::resume(gateway.address, &token, 0).await;
+    assert_eq!((again.id, again.resumed), (id, true));
+}
+
+#[tokio::test]
 async fn bad_tokens_make_a_new_session_never_an_error() {
     let gateway = gateway(&[]).await;
     let other = self::gateway(&[]).await;
@@ -286,6 +317,31 @@ async fn what_nobody_acknowledges_pushes_back_on_the_senders() {
     person.settle().await;
     assert_eq!(sender.send(person.id, "c").await.unwrap(), Answer::Ack);
     assert_eq!(person.receive().await, (3, "c".to_owned()));
+}
+
+/// Its network may be gone without a word while much is written to it.
+#[tokio::test]
+async fn who_takes_nothing_for_a_while_loses_the_connection_and_not_the_session() {
+    let bounds = ["--write-timeout", "500ms", "--outbox-messages", "10000", "--outbox-bytes", "200000000"];
+    let gateway = gateway(&bounds).await;
+    let person = Person::new(gateway.address).await;
+    let mut sender = Client::connect(gateway.address).await.unwrap();
+    let text = "x".repeat(16_000);
+    let mut sent = 0;
+    let stuck = "texto_sessions_closed_total{reason=\"stuck\"}";
+    // Megabytes fit into the kernel's buffers.
+    while gateway.metric(stuck).await != Some(1.0) {
+        assert!(sent < 2_400, "no sender has more than a quarter");
+        for _ in 0..20 {
+            assert_eq!(sender.send(person.id, &text).await.unwrap(), Answer::Ack);
+            sent += 1;
+        }
+    }
+    let mut again = Person::resume(gateway.address, &person.token, 0).await;
+    assert_eq!((again.id, again.resumed), (person.id, true));
+    for seq in 1..=sent {
+        assert_eq!(again.receive().await.0, seq);
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use texto_lab::client::{Incoming, PATIENCE};
 use texto_lab::gateway::Gateway;
@@ -40,8 +40,8 @@ async fn resume_from(source: &str, address: SocketAddr, token: &str) -> bool {
     let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
     let request = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": { "resume": token } });
     socket.send(Message::text(request.to_string())).await.unwrap();
-    let answer = futures_util::StreamExt::next(&mut socket);
-    let answer = tokio::time::timeout(PATIENCE, answer).await.expect("no answer").unwrap().unwrap();
+    let mut answers = socket.filter(|answer| std::future::ready(!matches!(answer, Ok(Message::Ping(_)))));
+    let answer = tokio::time::timeout(PATIENCE, answers.next()).await.expect("no answer").unwrap().unwrap();
     matches!(answer, Message::Text(_))
 }
 

@@ -44,11 +44,11 @@ start() { # start NAME COMMAND…: with its /data and, where there is one, its o
 }
 
 eventually() {
-  for _ in $(seq 200); do
+  for _ in $(seq 600); do
     if "$@" >"$root/tmp/last" 2>&1; then return; fi
     sleep 0.1
   done
-  say "not within 20 s: $*: $(tail -3 "$root/tmp/last")"
-  tail -5 "$root"/tmp/*.log
+  say "not within 60 s: $*: $(tail -n 3 "$root/tmp/last")"
+  tail -n 5 "$root"/tmp/*.log
   exit 1
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use texto::tls::connector::Connector;
+use texto::tls::reasons::Peer;
 use texto_lab::client::{Answer, Client};
 use texto_lab::gateway::Gateway;
 use texto_lab::http;
@@ -248,7 +250,7 @@ async fn a_dead_listed_server_does_not_keep_the_sentinels_busy() {
 async fn only_what_happens_to_the_master_raises_the_alarm() {
     use std::sync::Arc;
     use texto::address_map::AddressMap;
-    use texto::secret::Credentials;
+    use texto::config::secret::Credentials;
     use texto::sentinel::{Settings, Watcher};
 
     let folder = TempDir::new().unwrap();
@@ -256,17 +258,18 @@ async fn only_what_happens_to_the_master_raises_the_alarm() {
     let options = ["--replicaof", HOST, &master.port.to_string()];
     let other = RedisServer::start(HOST, folder.path(), &options, None).await.unwrap();
     let mut sentinels = Sentinels::start(master.port, &[replica.port, other.port]).await;
-    let tasks = texto::tasks::Tasks::default();
-    let metrics = Arc::new(texto::metrics::Metrics::new("test").unwrap());
+    let tasks = texto::operate::tasks::Tasks::default();
+    let metrics = Arc::new(texto::operate::metrics::Metrics::new("test").unwrap());
     let addresses: Vec<texto::config::Address> =
         sentinels.servers.iter().map(|sentinel| sentinel.address().parse().unwrap()).collect();
     let settings = Settings {
         master_name: "mymaster".to_owned(),
         credentials: Credentials { username: None, password: None },
+        connector: Connector::plain(Peer::Sentinel),
         address_map: Arc::new(AddressMap::default()),
         limit: Duration::from_secs(1),
     };
-    let watcher = Watcher::start(&addresses, settings, metrics, &tasks);
+    let watcher = Watcher::start(&addresses, settings, metrics, Arc::default(), &tasks);
     let mut topology = watcher.topology();
     let known = topology.wait_for(|topology| topology.replicas.len() == 2);
     tokio::time::timeout(LIMIT, known).await.unwrap().unwrap();

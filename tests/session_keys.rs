@@ -49,7 +49,7 @@ impl Node {
 async fn a_node_that_signs_with_an_unknown_key_is_warned_of_until_its_key_is_known() {
     let folder = TempDir::new().unwrap();
     let redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
-    let [old, new, third] = [(); 3].map(|()| texto::session_keys::new_line().unwrap());
+    let [old, new, third] = [(); 3].map(|()| texto::resume::keys::new_line().unwrap());
     let one = Node::start("one", &redis, &folder, &[&old]).await;
     let two = Node::start("two", &redis, &folder, &[&old]).await;
     for node in [&one, &two] {
@@ -94,5 +94,5 @@ async fn a_node_that_signs_with_an_unknown_key_is_warned_of_until_its_key_is_kno
 fn fingerprint(line: &str) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), line).unwrap();
-    texto::session_keys::Keys::from_file(file.path()).unwrap().fingerprints()[0].to_string()
+    texto::resume::keys::Keys::from_file(file.path()).unwrap().fingerprints()[0].to_string()
 }

@@ -13,23 +13,26 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use texto::broker::embedded::Embedded;
 use texto::broker::{Broker, BrokerStatus, Message, Resumption};
-use texto::budget::Budget;
-use texto::cli::Cli;
-use texto::client_address::TrustedProxies;
 use texto::config::Config;
-use texto::drain::Shutdown;
-use texto::health::Health;
-use texto::http::{self as routes, App};
-use texto::logging::Log;
-use texto::metrics::Metrics;
+use texto::config::cli::Cli;
+use texto::config::variables::Variables;
+use texto::edge::client_address::TrustedProxies;
+use texto::edge::http::{self as routes, App};
+use texto::operate::drain::Shutdown;
+use texto::operate::health::Health;
+use texto::operate::logging::Log;
+use texto::operate::metrics::Metrics;
+use texto::operate::service_manager::ServiceManager;
+use texto::operate::status::Sources;
+use texto::operate::status::streams::Streams;
+use texto::operate::tasks::{TaskEnded, Tasks};
 use texto::outbox::ReplyTo;
+use texto::outbox::budget::Budget;
 use texto::registry::Registry;
+use texto::resume::keys::Keys;
+use texto::resume::windows::Windows;
 use texto::server::{self, ServerError};
 use texto::session::Context;
-use texto::session_keys::Keys;
-use texto::tasks::{TaskEnded, Tasks};
-use texto::variables::Variables;
-use texto::windows::Windows;
 use texto_lab::client::{Answer, Client};
 use texto_lab::cluster::{Cluster, ClusterOptions};
 use texto_lab::http;
@@ -58,9 +61,11 @@ fn config(arguments: &[&str]) -> Config {
 impl Gateway {
     async fn start(cluster: &Cluster) -> Self {
         let keys = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(keys.path(), texto::session_keys::new_line().unwrap()).unwrap();
+        std::fs::write(keys.path(), texto::resume::keys::new_line().unwrap()).unwrap();
         let keys = keys.path().to_str().unwrap();
-        let config = config(&["--sentinels", &cluster.sentinel_addresses(), "--session-key-file", keys]);
+        let flags = cluster.flags();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--session-key-file", keys]).collect();
+        let config = config(&flags);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, admin_address) = (listener.local_addr().unwrap(), admin.local_addr().unwrap());
@@ -68,7 +73,7 @@ impl Gateway {
         let (own, signals) = (tasks.clone(), shutdown.clone());
         let run = tokio::spawn(async move {
             let log = Log::to_stderr().unwrap();
-            server::run(config, listener, Some(admin), signals, own, &log).await
+            server::run(config, listener, Some(admin), signals, own, &log, ServiceManager::default()).await
         });
         let gateway = Self { address, admin: admin_address, tasks, shutdown, run };
         gateway.is_whole(cluster).await;
@@ -86,20 +91,52 @@ impl Gateway {
     }
 }
 
+/// It is there only where credentials are demanded, and so the clients above would not come in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_whose_keys_of_credentials_nobody_follows_any_more_ends() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "s".repeat(32)).unwrap();
+    let config = config(&["--auth-key-file", secret.path().to_str().unwrap()]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tasks = Tasks::default();
+    let own = tasks.clone();
+    let run = tokio::spawn(async move {
+        server::run(
+            config,
+            listener,
+            None,
+            Shutdown::default(),
+            own,
+            &Log::to_stderr().unwrap(),
+            ServiceManager::default(),
+        )
+        .await
+    });
+    let there = async || tasks.names().contains(&"auth keys").then_some(());
+    until("the task is there", LIMIT, there).await.unwrap();
+    tasks.abort("auth keys");
+    let ended = tokio::time::timeout(LIMIT, run).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(ended, ServerError::Task(TaskEnded::Returned("auth keys"))), "{ended}");
+}
+
 /// Every kind of task, ended from outside as a fault of the program would end it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_ends_by_itself_ends_the_gateway_or_is_started_again() {
-    let cluster = Cluster::start(&ClusterOptions::default()).await.unwrap();
+    // With TLS, whose certificates are watched.
+    let cluster = Cluster::start(&ClusterOptions { tls: true, ..ClusterOptions::default() }).await.unwrap();
     let vital = [
         "acceptor",
         "admin acceptor",
         "budget",
+        "certificates",
         "clock",
         "drain",
         "heartbeat",
         "isolation",
         "keeper",
+        "limits",
         "link",
+        "service manager",
         "session keys",
         "watcher",
         "windows",
@@ -175,17 +212,22 @@ async fn a_session_that_panics_takes_nothing_with_it() {
     let windows = Arc::new(Windows::new(limits.resume_window, 1, metrics.clone()));
     let context = Arc::new(Context {
         registry: registry.clone(),
-        broker,
+        broker: broker.clone(),
         metrics: metrics.clone(),
         limits,
         budget,
         keys,
         windows,
-        resume_limits: texto::resume_limits::ResumeLimits::new(0),
+        resume_limits: texto::resume::limits::ResumeLimits::new(0),
+        access: texto::access::Access::default(),
     });
     let trusted_proxies = Arc::new(TrustedProxies::default());
     let complaints = Arc::default();
-    let app = App { context, health, seats: seats.clone(), sessions: TaskTracker::new(), trusted_proxies, complaints };
+    let (seats_of_app, addresses) = (seats.clone(), Arc::default());
+    let sessions = TaskTracker::new();
+    let sources = Sources { broker, health: health.clone(), metrics: metrics.clone() };
+    let status = Streams::new(sources, Shutdown::default(), Tasks::default());
+    let app = App { context, health, seats: seats_of_app, sessions, trusted_proxies, addresses, complaints, status };
     let service = TowerToHyperService::new(warp::service(routes::public(app, true)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -3,7 +3,8 @@ import { Texto } from "/texto.js";
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 const $ = (id) => document.getElementById(id);
-const texto = new Texto();
+const credentials = readCredentials();
+const texto = new Texto(undefined, { credentials: credentials ? () => credentials : null });
 let lastId = null;
 
 const STATES = {
@@ -23,6 +24,7 @@ texto.onstate = ({ state, clientId, missing, reason }) => {
   // While it reconnects, a message waits, and the id stays.
   $("copy").disabled = $("share").disabled = $("send").disabled = clientId === null;
   if (reason === "elsewhere") notify("You go on in another tab or window.");
+  if (reason === "credentials") notify("Credentials are demanded here, and yours are missing, refused or expired.");
   if (state !== "connected") return;
   $("own-id").textContent = clientId;
   if (lastId !== null && lastId !== clientId) {
@@ -188,6 +190,21 @@ async function copy(text, button) {
 }
 $("copy").onclick = () => copy(texto.clientId, $("copy"));
 $("share").onclick = () => copy(new URL(`/#to=${texto.clientId}`, location.href).href, $("share"));
+
+/** For trying out: what stands behind #token= is shown to the server, kept by the tab, and no more in the address. */
+function readCredentials() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  let token = given.get("token");
+  try {
+    if (token) sessionStorage.setItem("texto-credentials", token);
+    else token = sessionStorage.getItem("texto-credentials");
+  } catch {
+    // It works without, until the page is loaded anew.
+  }
+  given.delete("token");
+  if (location.hash.includes("token=")) history.replaceState(null, "", `${location.pathname}#${given}`);
+  return token;
+}
 
 function readLink() {
   const to = new URLSearchParams(location.hash.slice(1)).get("to");

@@ -229,6 +229,9 @@ impl Verdict {
         self.silence_ms = (longest - self.noise_ms).max(0.0);
         if self.silence_ms > self.limit_ms {
             broken.push(format!("{:.0} ms {what}, {:.0} allowed", self.silence_ms, self.limit_ms));
+            if scenario.persons.is_some() {
+                broken.extend(report.longest_waits.iter().cloned());
+            }
         }
         if scenario.moves && report.moved == 0 {
             broken.push("nobody was asked to go elsewhere".to_owned());

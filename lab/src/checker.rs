@@ -118,6 +118,8 @@ pub struct Checker {
     receipts: Vec<Duration>,
     /// When persons did nothing by their own wish: from, to.
     pauses: BTreeMap<usize, Vec<(Duration, Duration)>>,
+    /// When each person's session went on.
+    back: BTreeMap<usize, Vec<Duration>>,
     report: Report,
     failed: u64,
     /// Messages without an answer that is due.
@@ -132,6 +134,7 @@ impl Checker {
             pairs: BTreeMap::new(),
             receipts: Vec::new(),
             pauses: BTreeMap::new(),
+            back: BTreeMap::new(),
             report: Report::default(),
             failed: 0,
             outstanding: 0,
@@ -219,7 +222,10 @@ impl Checker {
     /// Takes in what happened at `at` to a person.
     pub fn feed_person(&mut self, at: Duration, person: usize, turn: Turn) {
         match turn {
-            Turn::Resumed => self.report.resumed += 1,
+            Turn::Resumed => {
+                self.report.resumed += 1;
+                self.back.entry(person).or_default().push(at);
+            }
             Turn::Changed => self.report.id_changed += 1,
             Turn::Paused(time) => self.pauses.entry(person).or_default().push((at.saturating_sub(time), at)),
             Turn::Told => {
@@ -284,6 +290,11 @@ impl Checker {
     /// The longest time that an acknowledged message was on its way that arrived between `from` and `to`, but for the
     /// pauses of its sender and its receiver.
     pub fn longest_wait(&self, from: Duration, to: Duration) -> Duration {
+        self.longest_waits(from, to).first().map(|wait| wait.0).unwrap_or_default()
+    }
+
+    /// The longest such time of each pair, and the message's number; the longest of all first.
+    fn longest_waits(&self, from: Duration, to: Duration) -> Vec<(Duration, u32, usize)> {
         let wait = |pair: u32, message: &Message| {
             let (sent, came) = (message.sent?, message.first_received?);
             if !message.is_acked() || came < from || came > to {
@@ -293,8 +304,40 @@ impl Checker {
             let pauses = [sender, receiver].into_iter().filter_map(|person| self.pauses.get(&person)).flatten();
             Some(came.saturating_sub(sent).saturating_sub(covered(sent, came, pauses)))
         };
-        let waits = self.pairs.iter().flat_map(|(pair, slot)| slot.messages.iter().filter_map(|m| wait(*pair, m)));
-        waits.max().unwrap_or_default()
+        let longest = self.pairs.iter().filter_map(|(pair, slot)| {
+            let messages = slot.messages.iter().enumerate();
+            messages.filter_map(|(number, message)| Some((wait(*pair, message)?, *pair, number))).max()
+        });
+        let mut longest: Vec<_> = longest.collect();
+        longest.sort_unstable_by_key(|(wait, ..)| std::cmp::Reverse(*wait));
+        longest
+    }
+
+    /// Some of them in words, by times since `from`.
+    fn in_words(&self, waits: &[(Duration, u32, usize)], from: Duration) -> Vec<String> {
+        let since = |at: Duration| at.as_secs_f64() - from.as_secs_f64();
+        let words = waits.iter().take(EXAMPLES).filter_map(|(wait, pair, number)| {
+            let message = &self.pairs[pair].messages[*number];
+            let (sent, came) = (message.sent?, message.first_received?);
+            let answered = message.answered.as_ref().map_or(f64::NAN, |(at, _)| since(*at));
+            let (sender, receiver) = parties(*pair);
+            let pauses = |person| {
+                let pauses = self.pauses.get(&person).into_iter().flatten().filter(|(start, end)| *start < came && *end > sent);
+                let away = pauses.map(|(start, end)| format!(" {:.3} to {:.3}", since(*start), since(*end)));
+                let back = self.back.get(&person).into_iter().flatten().filter(|at| **at > sent && **at <= came);
+                away.chain(back.map(|at| format!(" back {:.3}", since(*at)))).collect::<String>()
+            };
+            Some(format!(
+                "{:.0} ms {}: {number} sent {:.3} s, answered {answered:.3} s, came {:.3} s; away: sender{}; receiver{}",
+                wait.as_secs_f64() * 1000.0,
+                named(*pair),
+                since(sent),
+                since(came),
+                pauses(sender),
+                pauses(receiver),
+            ))
+        });
+        words.collect()
     }
 
     /// The judgement at `now`, over silence and waits between `from` and `to`.
@@ -341,7 +384,9 @@ impl Checker {
         report.longest_answer_ms = times.last().copied().map_or(0.0, ms);
         report.median_answer_ms = times.get(times.len() / 2).copied().map_or(0.0, ms);
         report.longest_silence_ms = ms(self.silence(from, to));
-        report.longest_wait_ms = ms(self.longest_wait(from, to));
+        let waits = self.longest_waits(from, to);
+        report.longest_wait_ms = waits.first().map_or(0.0, |wait| ms(wait.0));
+        report.longest_waits = self.in_words(&waits, from);
         report
     }
 }

@@ -9,6 +9,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use uuid::Uuid;
 
@@ -35,6 +36,8 @@ pub enum Incoming {
 
 /// How long anything may take before a client complains.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The usual one is filled with zeros, 128 KiB of them for each connection, which costs more than all else a client does.
+const READ_BUFFER: usize = 4096;
 
 /// A connected client.
 #[derive(Debug)]
@@ -171,7 +174,8 @@ impl Client {
 /// When it is refused, or takes too long.
 pub async fn open(address: SocketAddr, path: &str) -> Result<Socket> {
     // As browsers do it: a frame does not wait until the one before it has arrived.
-    let connect = tokio_tungstenite::connect_async_with_config(format!("ws://{address}{path}"), None, true);
+    let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER);
+    let connect = tokio_tungstenite::connect_async_with_config(format!("ws://{address}{path}"), Some(config), true);
     let (socket, _) = tokio::time::timeout(PATIENCE, connect).await??;
     Ok(socket)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::certificates::{Authority, TlsFiles, Validity};
 use crate::process::{free_port, until};
 use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
@@ -33,6 +34,8 @@ pub struct ClusterOptions {
     /// Whether the last replica hears its master through a proxy: [`Cluster::replication`]. Such a deployment is never
     /// whole, as [`Cluster::wait_until_whole`] has it.
     pub proxied_replica: bool,
+    /// Whether all of it speaks TLS, and nothing else; clients must show certificates.
+    pub tls: bool,
 }
 
 impl Default for ClusterOptions {
@@ -47,6 +50,7 @@ impl Default for ClusterOptions {
             host: "127.0.0.1".to_owned(),
             redis_options: Vec::new(),
             proxied_replica: false,
+            tls: false,
         }
     }
 }
@@ -60,7 +64,30 @@ pub struct Cluster {
     pub sentinels: Vec<RedisServer>,
     /// What stands between the master and the last replica, if that was asked for.
     pub replication: Option<Proxy>,
+    /// What it shows and believes, if it speaks TLS.
+    pub tls: Option<ClusterTls>,
     folder: TempDir,
+}
+
+/// The certificates of a deployment.
+#[derive(Debug)]
+pub struct ClusterTls {
+    /// Who signed them all.
+    pub authority: Authority,
+    /// Those of the Redis servers and Sentinels.
+    pub servers: TlsFiles,
+    /// Those of the gateways.
+    pub gateways: TlsFiles,
+}
+
+impl ClusterTls {
+    fn new(folder: &Path, host: &str) -> Result<Self> {
+        let authority = Authority::new("texto-lab authority")?;
+        let servers = TlsFiles::create(folder, "servers", &authority, &authority.sign(&[host], Validity::Now)?)?;
+        let own = authority.sign(&["gateway.example"], Validity::Now)?;
+        let gateways = TlsFiles::create(folder, "gateways", &authority, &own)?;
+        Ok(Self { authority, servers, gateways })
+    }
 }
 
 const START: Duration = Duration::from_secs(45);
@@ -72,9 +99,11 @@ impl Cluster {
     /// When a program is missing or the servers do not find each other.
     pub async fn start(options: &ClusterOptions) -> Result<Self> {
         let folder = TempDir::with_prefix("texto-lab-")?;
-        let (servers, replication) = start_servers(folder.path(), options).await?;
-        let sentinels = start_sentinels(folder.path(), &servers, options).await?;
-        let cluster = Self { servers, sentinels, replication, folder };
+        let tls = options.tls.then(|| ClusterTls::new(folder.path(), &options.host)).transpose()?;
+        let files = tls.as_ref().map(|tls| &tls.servers);
+        let (servers, replication) = start_servers(folder.path(), options, files).await?;
+        let sentinels = start_sentinels(folder.path(), &servers, options, files).await?;
+        let cluster = Self { servers, sentinels, replication, tls, folder };
         until("the Sentinels know each other and all servers", START, async || cluster.is_settled(options).await)
             .await?;
         Ok(cluster)
@@ -112,6 +141,12 @@ impl Cluster {
     pub fn sentinel_addresses(&self) -> String {
         let addresses: Vec<_> = self.sentinels.iter().map(RedisServer::address).collect();
         addresses.join(",")
+    }
+
+    /// The flags by which a gateway finds it.
+    pub fn flags(&self) -> Vec<String> {
+        let tls = self.tls.iter().flat_map(|tls| ["redis", "sentinel"].map(|peer| tls.gateways.flags(peer)));
+        ["--sentinels".to_owned(), self.sentinel_addresses()].into_iter().chain(tls.flatten()).collect()
     }
 
     /// The index of the server that most Sentinels which answer hold for the master.
@@ -186,10 +221,14 @@ impl Cluster {
     }
 }
 
-async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<(Vec<RedisServer>, Option<Proxy>)> {
+async fn start_servers(
+    folder: &Path,
+    options: &ClusterOptions,
+    tls: Option<&TlsFiles>,
+) -> Result<(Vec<RedisServer>, Option<Proxy>)> {
     let password = options.redis_password.as_deref();
     let flags: Vec<&str> = options.redis_options.iter().map(String::as_str).collect();
-    let master = RedisServer::start(&options.host, folder, &flags, password).await?;
+    let master = RedisServer::start_secured(&options.host, folder, &flags, password, tls).await?;
     let proxy = if options.proxied_replica { Some(Proxy::start(&master.address()).await?) } else { None };
     let (direct, last) = (master.port, options.replicas);
     let mut servers = vec![master];
@@ -200,7 +239,7 @@ async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<(Vec<R
         };
         let port = port.to_string();
         let flags = [flags.as_slice(), &["--replicaof", &host, &port]].concat();
-        servers.push(RedisServer::start(&options.host, folder, &flags, password).await?);
+        servers.push(RedisServer::start_secured(&options.host, folder, &flags, password, tls).await?);
     }
     until("the replicas are connected", START, async || {
         for server in &servers[1..] {
@@ -215,7 +254,12 @@ async fn start_servers(folder: &Path, options: &ClusterOptions) -> Result<(Vec<R
 }
 
 /// The Sentinels are told of one another, so that nobody has to wait for their greetings.
-async fn start_sentinels(folder: &Path, servers: &[RedisServer], options: &ClusterOptions) -> Result<Vec<RedisServer>> {
+async fn start_sentinels(
+    folder: &Path,
+    servers: &[RedisServer],
+    options: &ClusterOptions,
+    tls: Option<&TlsFiles>,
+) -> Result<Vec<RedisServer>> {
     let Some(master) = servers.first() else { bail!("no Redis server") };
     let id = |_| std::iter::repeat_with(|| fastrand::digit(16)).take(40).collect::<String>();
     let ids: Vec<String> = (0..options.sentinels).map(id).collect();
@@ -246,7 +290,8 @@ async fn start_sentinels(folder: &Path, servers: &[RedisServer], options: &Clust
             config.push_str(&format!("sentinel known-replica mymaster {} {}\n", options.host, replica.port));
         }
         let password = options.sentinel_password.as_deref();
-        sentinels.push(RedisServer::start_sentinel(&options.host, *port, folder, &config, password).await?);
+        let start = RedisServer::start_secured_sentinel(&options.host, *port, folder, &config, password, tls);
+        sentinels.push(start.await?);
     }
     Ok(sentinels)
 }

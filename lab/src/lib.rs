@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows the gateway's code: it is started as a process and judged by what clients see.
 
+pub mod certificates;
 pub mod chaos;
 pub mod checker;
 pub mod client;
@@ -12,6 +13,7 @@ pub mod fake_home;
 pub mod fake_sentinel;
 pub mod gateway;
 pub mod http;
+pub mod issuer;
 pub mod network;
 pub mod nginx;
 pub mod output;
@@ -21,4 +23,5 @@ pub mod redis_server;
 pub mod resumer;
 pub mod scenarios;
 pub mod stage;
+pub mod tls_relay;
 pub mod traffic;

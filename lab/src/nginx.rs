@@ -13,6 +13,16 @@ use crate::process::{Process, find, free_port, until};
 
 const START: Duration = Duration::from_secs(10);
 
+/// All that there is is passed on.
+pub const LOCATIONS: &str = "
+    location / {
+      proxy_pass http://gateways;
+      proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection $connection_upgrade;
+    }";
+
 /// A running nginx. Ends when dropped.
 #[derive(Debug)]
 pub struct Nginx {
@@ -28,18 +38,27 @@ impl Nginx {
     /// # Errors
     /// When it is not installed, or does not answer.
     pub async fn start(gateways: &[SocketAddr]) -> Result<Self> {
+        let nginx = Self::start_with(gateways, LOCATIONS).await?;
+        let serves = async || (http::get(nginx.address, "/", "").await.ok()?.status == 200).then_some(());
+        until("nginx serves what the gateways do", START, serves).await?;
+        Ok(nginx)
+    }
+
+    /// Starts one whose server has these `locations`; whether a gateway answers behind it is not looked at.
+    ///
+    /// # Errors
+    /// When it is not installed, or does not answer.
+    pub async fn start_with(gateways: &[SocketAddr], locations: &str) -> Result<Self> {
         let program = find("nginx", "nginx")?;
         let folder = TempDir::with_prefix("texto-nginx-")?;
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        std::fs::write(folder.path().join("nginx.conf"), configuration(folder.path(), address, gateways))?;
+        std::fs::write(folder.path().join("nginx.conf"), configuration(folder.path(), address, gateways, locations))?;
         let process = Process::start("nginx", &program, |command| {
             command.arg("-p").arg(folder.path()).arg("-c").arg(folder.path().join("nginx.conf"));
             command.stdout(Stdio::null()).stderr(Stdio::null());
         })?;
         let nginx = Self { address, _process: process, _folder: folder };
-        let answers = until("nginx answers", START, async || {
-            (http::get(address, "/", "").await.ok()?.status == 200).then_some(())
-        });
+        let answers = until("nginx answers", START, async || http::get(address, "/", "").await.ok().map(drop));
         if let Err(error) = answers.await {
             let log = std::fs::read_to_string(nginx._folder.path().join("error.log")).context("no log of nginx")?;
             return Err(error.context(log));
@@ -48,7 +67,7 @@ impl Nginx {
     }
 }
 
-fn configuration(folder: &Path, address: SocketAddr, gateways: &[SocketAddr]) -> String {
+fn configuration(folder: &Path, address: SocketAddr, gateways: &[SocketAddr], locations: &str) -> String {
     let servers: String = gateways.iter().map(|gateway| format!("    server {gateway} max_fails=0;\n")).collect();
     let folder = folder.display();
     let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
@@ -74,12 +93,7 @@ http {{
     proxy_next_upstream_timeout 5s;
     proxy_connect_timeout 1s;
     proxy_read_timeout 75s;
-    proxy_set_header Host $http_host;
-    location / {{
-      proxy_pass http://gateways;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection $connection_upgrade;
-    }}
+{locations}
   }}
 }}
 "

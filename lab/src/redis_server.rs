@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
+use tokio::net::TcpStream;
 
+use crate::certificates::TlsFiles;
 use crate::process::{Process, find, free_port, until};
 
 /// How long a server may take to answer after its start.
@@ -24,6 +26,7 @@ pub struct RedisServer {
     arguments: Vec<String>,
     folder: PathBuf,
     password: Option<String>,
+    tls: Option<TlsFiles>,
     process: Option<Process>,
 }
 
@@ -33,10 +36,24 @@ impl RedisServer {
     /// # Errors
     /// When it is missing or does not answer.
     pub async fn start(host: &str, folder: &Path, options: &[&str], password: Option<&str>) -> Result<Self> {
+        Self::start_secured(host, folder, options, password, None).await
+    }
+
+    /// The same; with `tls` it speaks nothing else.
+    ///
+    /// # Errors
+    /// When it is missing or does not answer.
+    pub async fn start_secured(
+        host: &str,
+        folder: &Path,
+        options: &[&str],
+        password: Option<&str>,
+        tls: Option<&TlsFiles>,
+    ) -> Result<Self> {
         let mut last = None;
         for _ in 0..3 {
             let port = free_port()?;
-            match Self::start_on(host, port, folder, options, password).await {
+            match Self::start_secured_on(host, port, folder, options, password, tls).await {
                 Ok(server) => return Ok(server),
                 Err(error) => last = Some(error), // Perhaps somebody else has the port now.
             }
@@ -55,6 +72,17 @@ impl RedisServer {
         options: &[&str],
         password: Option<&str>,
     ) -> Result<Self> {
+        Self::start_secured_on(host, port, folder, options, password, None).await
+    }
+
+    async fn start_secured_on(
+        host: &str,
+        port: u16,
+        folder: &Path,
+        options: &[&str],
+        password: Option<&str>,
+        tls: Option<&TlsFiles>,
+    ) -> Result<Self> {
         let program = find("redis-server", "redis-server")?;
         let mut arguments: Vec<String> = [
             "--bind",
@@ -70,7 +98,9 @@ impl RedisServer {
         ]
         .map(str::to_owned)
         .into();
-        arguments.extend(["--port".to_owned(), port.to_string()]);
+        for (name, value) in listening(port, tls) {
+            arguments.extend([format!("--{name}"), value]);
+        }
         arguments.extend(options.iter().map(|option| (*option).to_owned()));
         if let Some(password) = password {
             arguments.extend(["--requirepass", password, "--masterauth", password].map(str::to_owned));
@@ -82,6 +112,7 @@ impl RedisServer {
             arguments,
             folder: folder.to_owned(),
             password: password.map(str::to_owned),
+            tls: tls.cloned(),
             process: None,
         };
         server.restart().await?;
@@ -99,11 +130,28 @@ impl RedisServer {
         config: &str,
         password: Option<&str>,
     ) -> Result<Self> {
+        Self::start_secured_sentinel(host, port, folder, config, password, None).await
+    }
+
+    /// The same; with `tls` it speaks nothing else.
+    ///
+    /// # Errors
+    /// When it is missing or does not answer.
+    pub async fn start_secured_sentinel(
+        host: &str,
+        port: u16,
+        folder: &Path,
+        config: &str,
+        password: Option<&str>,
+        tls: Option<&TlsFiles>,
+    ) -> Result<Self> {
         let program = find("redis-sentinel", "redis-sentinel")?;
         let path = folder.join(format!("sentinel-{port}.conf"));
+        let listening = listening(port, tls).into_iter().map(|(name, value)| format!("{name} {value}\n"));
+        let listening: String = listening.collect();
         std::fs::write(
             &path,
-            format!("port {port}\nbind {host}\nprotected-mode no\ndir {}\n{config}", folder.display()),
+            format!("{listening}bind {host}\nprotected-mode no\ndir {}\n{config}", folder.display()),
         )?;
         let mut server = Self {
             port,
@@ -112,6 +160,7 @@ impl RedisServer {
             arguments: vec![path.display().to_string()],
             folder: folder.to_owned(),
             password: password.map(str::to_owned),
+            tls: tls.cloned(),
             process: None,
         };
         server.restart().await?;
@@ -156,11 +205,23 @@ impl RedisServer {
         if let Some(password) = &self.password {
             settings = settings.set_password(password);
         }
+        if let Some(tls) = &self.tls {
+            return tokio::time::timeout(STEP, self.secured_client(tls, settings)).await?;
+        }
         let info = ConnectionAddr::Tcp(self.host.clone(), self.port).into_connection_info()?;
         let client = redis::Client::open(info.set_redis_settings(settings))?;
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(STEP)).set_response_timeout(Some(STEP));
         let connect = client.get_multiplexed_async_connection_with_config(&config);
         Ok(tokio::time::timeout(STEP, connect).await??)
+    }
+
+    async fn secured_client(&self, tls: &TlsFiles, settings: RedisConnectionInfo) -> Result<MultiplexedConnection> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let stream = tls.connector()?.connect(self.host.clone().try_into()?, stream).await?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(STEP));
+        let (connection, driver) = MultiplexedConnection::new_with_config(&settings, stream, config).await?;
+        tokio::spawn(driver); // It ends with the connection.
+        Ok(connection)
     }
 
     /// One command, its answer read as `T`.
@@ -203,5 +264,13 @@ impl RedisServer {
     /// Whether it was not killed.
     pub fn is_running(&self) -> bool {
         self.process.is_some()
+    }
+}
+
+/// Where it listens.
+fn listening(port: u16, tls: Option<&TlsFiles>) -> Vec<(&'static str, String)> {
+    match tls {
+        None => vec![("port", port.to_string())],
+        Some(tls) => tls.redis_options(port),
     }
 }

@@ -125,6 +125,16 @@ impl<'a> Fault<'a> {
         }
     }
 
+    /// Restarts all gateways in order, one after the other, with a pause behind each.
+    async fn restart_each(&mut self, seconds: f64) -> Result<()> {
+        for gateway in 0..self.stage.gateways.len() {
+            self.stage.gateways[gateway].signal(Signal::SIGTERM);
+            self.stage.restart_gateway(gateway, PATIENCE).await?;
+            self.wait(seconds).await;
+        }
+        Ok(())
+    }
+
     async fn outage(&mut self, seconds: u64) -> Result<()> {
         let began = self.traffic.now();
         for server in &mut self.stage.cluster.servers {
@@ -199,7 +209,7 @@ const DEFAULTS: Scenario = Scenario {
 
 use scenario;
 
-/// Those for clients of version 1, in the order of the README's table.
+/// Those for clients of version 1, in the order of docs/performance.md.
 pub const ALL: &[Scenario] = &[
     scenario!("kill-master", "SIGKILL of the master", Duration::from_millis(50), |fault| {
         Box::pin(async {
@@ -489,16 +499,7 @@ pub const ALL: &[Scenario] = &[
         "drain-gateway",
         "the gateways are drained and started anew, one after the other: a rolling update",
         Duration::from_millis(50),
-        |fault| {
-            Box::pin(async {
-                for gateway in 0..fault.stage.gateways.len() {
-                    fault.stage.gateways[gateway].signal(Signal::SIGTERM);
-                    fault.stage.restart_gateway(gateway, PATIENCE).await?;
-                    fault.wait(2.0).await;
-                }
-                Ok(())
-            })
-        },
+        |fault| Box::pin(fault.restart_each(2.0)),
         flags: &["--drain-delay", "1s", "--drain-window", "3s"],
         moves: true,
         errors: &["ENOTCONN"]

@@ -74,9 +74,8 @@ impl Stage {
     }
 
     async fn start_gateway(&self, index: usize, address: Option<SocketAddr>) -> Result<Gateway> {
-        let sentinels = self.cluster.sentinel_addresses();
-        let own = self.arguments.iter().map(String::as_str);
-        let arguments: Vec<&str> = ["--sentinels", &sentinels].into_iter().chain(own).collect();
+        let flags = self.cluster.flags();
+        let arguments: Vec<&str> = flags.iter().chain(&self.arguments).map(String::as_str).collect();
         let (before, host) = match &self.network {
             None => (Vec::new(), "127.0.0.1".to_owned()),
             Some(network) => network.place(index),

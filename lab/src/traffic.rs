@@ -3,6 +3,7 @@
 mod party;
 mod person;
 mod resumable;
+mod user;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,7 @@ use party::Party;
 use person::Person;
 pub use person::{Manners, Order};
 pub use resumable::{Again, Mark, Resumable, Seen};
+use user::User;
 
 use crate::checker::{self, Checker, Event, Report};
 use crate::client::Client;
@@ -191,15 +193,19 @@ impl Traffic {
         #[allow(clippy::cast_precision_loss)] // Thousands of clients at most.
         let writers = plan.roles.iter().filter(|role| !role.to.is_empty()).count() as f64;
         let period = plan.rate.map(|rate| Duration::from_secs_f64(writers / rate));
-        let (mut parties, mut persons, mut orders) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut parties, mut persons, mut users, mut orders) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, role) in plan.roles.iter().enumerate() {
             let writer = Writer::new(index, role, plan.each, scene.clone());
             if let Some(manners) = plan.manners {
                 let (order, ordered) = mpsc::channel(1);
+                orders.push(order);
+                if manners.uses_library {
+                    users.push(User::connect(writer, role.gateway).await.with_context(|| format!("user {index}"))?);
+                    continue;
+                }
                 let mut person = Person::new(writer, role.gateway, manners, ordered);
                 let socket = person.connect().await.with_context(|| format!("person {index}"))?;
                 persons.push((person, socket));
-                orders.push(order);
             } else {
                 let gateway = gateways[role.gateway % gateways.len()];
                 let client = Client::connect(gateway).await.with_context(|| format!("client {index}"))?;
@@ -217,6 +223,9 @@ impl Traffic {
         for (person, socket) in persons {
             // Whoever was away has nothing to make up for.
             clients.spawn(person.run(socket, pace(MissedTickBehavior::Delay), sending.subscribe()));
+        }
+        for user in users {
+            clients.spawn(user.run(pace(MissedTickBehavior::Delay), sending.subscribe()));
         }
         Ok(Self { scene, orders, sending, clients, deadline: plan.deadline })
     }

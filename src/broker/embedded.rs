@@ -1,14 +1,18 @@
 //! Owns the broker for one node without Redis: the registry is all there is.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::{Broker, BrokerStatus, Message, Resumption};
-use crate::metrics::Metrics;
+use crate::operate::metrics::Metrics;
 use crate::outbox::{Delivery, Outcome, ReplyTo};
 use crate::registry::Registry;
+
+/// How often what nobody will ask for again is forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(2);
 
 /// Hands messages straight to the sessions of this process.
 #[derive(Debug)]
@@ -21,6 +25,14 @@ impl Embedded {
     /// A broker for the sessions in `registry`.
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         Self { registry, metrics }
+    }
+}
+
+/// Has the sessions forget for ever what came, or was asked for, longer ago than `window`: with Redis the transport does.
+pub async fn forget(registry: Arc<Registry>, window: Duration) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        registry.prune(Instant::now(), window, |_| None);
     }
 }
 
@@ -50,8 +62,8 @@ impl Broker for Embedded {
     fn resume(&self, client: Uuid, generation: u64) -> BoxFuture<'_, Resumption> {
         let resumption = match self.registry.get(client).filter(|outbox| outbox.is_resumable()) {
             None => Resumption::Lost,
-            Some(outbox) if outbox.opens_to(generation) => Resumption::Here(outbox),
-            Some(_) => Resumption::Refused,
+            Some(outbox) if outbox.refuses(generation) => Resumption::Refused,
+            Some(outbox) => Resumption::Here(outbox),
         };
         Box::pin(std::future::ready(resumption))
     }

@@ -22,6 +22,9 @@ const MOVE: u64 = 1 << 32;
 /// made with it who was not heard.
 const ANEW: u64 = 1 << 48;
 
+/// The generation that somebody claims a session by who has credentials for it: whichever it is in.
+pub const ANY: u64 = u64::MAX;
+
 /// The generation of a session that gets another home.
 pub fn moved(generation: u64) -> u64 {
     (generation & !(MOVE - 1)).saturating_add(MOVE)
@@ -34,7 +37,7 @@ pub fn anew(generation: u64) -> u64 {
 
 /// Whether a session of `generation` has another home, or has begun anew, since: somebody has a token of `token`.
 pub fn is_past(generation: u64, token: u64) -> bool {
-    generation / MOVE < token / MOVE
+    token != ANY && generation / MOVE < token / MOVE
 }
 
 /// A session's own numbers for its messages, from 1 on.
@@ -88,18 +91,16 @@ pub struct Log {
     pub last: Position,
     pub(super) standby: Option<Standby>,
     unconfirmed: VecDeque<Unconfirmed>,
-    /// Since when something is written, and the client has not said that it has it.
+    /// Since when something is written, and the client has not said what it has of it.
     pub unacknowledged_since: Option<Instant>,
     /// Tells the session's connections apart.
     pub attachment: u32,
     /// Since when there is no socket.
     pub detached_since: Option<Instant>,
-    /// The generation of the last connection over which the client has said something.
+    /// The newest token that the client is known to have is of this generation.
     pub proven: u64,
     /// It is on its way to another node, which has it from here on.
     pub moving: bool,
-    /// In a copy: it has all that its home had at its beginning once it has come to here.
-    pub complete_at: Position,
     /// The standby was told that the client has everything up to here, in this generation.
     pub told: Option<Position>,
 }
@@ -118,7 +119,6 @@ impl Log {
             detached_since: None,
             proven: 0,
             moving: false,
-            complete_at: 0,
             told: None,
         }
     }
@@ -191,8 +191,10 @@ impl Log {
     /// Returns whom to tell.
     pub(super) fn set_standby(&mut self, tag: Option<Tag>, term: u64) -> Vec<Origin> {
         let had = self.had;
-        self.standby =
-            tag.map(|tag| Standby { tag, term, confirmed: self.written.max(had), recorded: had, opened: false });
+        // What another node once had may be shown: whoever takes over has it as well, or says that something is missing.
+        let once = self.standby.map_or(0, |standby| standby.confirmed).min(self.last);
+        let confirmed = self.written.max(had).max(once);
+        self.standby = tag.map(|tag| Standby { tag, term, confirmed, recorded: had, opened: false });
         if tag.is_none() { self.release(|_| true) } else { Vec::new() }
     }
 
@@ -201,11 +203,20 @@ impl Log {
         let position = position.min(self.written);
         let gone = position.saturating_sub(self.had);
         self.had = self.had.max(position);
+        // Also if it has nothing more than before: whoever says so lives, and is just slow.
         self.unacknowledged_since = (self.written > self.had).then_some(now);
         if let Some(standby) = &mut self.standby {
             standby.recorded = standby.recorded.max(self.had);
         }
         gone as usize
+    }
+
+    /// Somebody has shown a token of `generation`, or that it has come.
+    pub(super) fn show(&mut self, generation: u64) {
+        if generation != ANY && generation > self.proven {
+            self.proven = generation;
+            self.told = None;
+        }
     }
 
     /// Whether the standby has to be given messages.
@@ -233,15 +244,6 @@ impl Log {
         if let Some(standby) = &mut self.standby {
             standby.recorded = self.last;
         }
-    }
-
-    /// In a standby: the client has everything up to `position`. Returns how many messages are not needed any more.
-    pub(super) fn copy_had(&mut self, position: Position) -> usize {
-        let position = position.min(self.last);
-        let gone = position.saturating_sub(self.had);
-        self.had = self.had.max(position);
-        self.written = self.had;
-        gone as usize
     }
 
     /// A new connection, whose client has everything up to `seq`. Returns how many messages are not needed any more.

@@ -1,5 +1,6 @@
 //! Owns what became of the requests that a client may send again once it has resumed its session.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -16,32 +17,54 @@ pub(super) struct Requests {
     known: HashMap<Uuid, State>,
     /// Those that were acknowledged, the oldest first.
     acknowledged: VecDeque<(Instant, Uuid)>,
+    /// Those of a client that asks for nothing twice, and how often it waits for an answer: it may give two one id.
+    plain: HashMap<Uuid, u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It has no answer yet; `asked` over the connection that there is now.
+    /// It has no answer yet; `asked` so often over the connection that there is now.
     UnderWay {
-        asked: bool,
+        asked: u32,
     },
     Acknowledged,
 }
 
 impl Requests {
     pub(super) fn begin(&mut self, request: Uuid) -> Begun {
-        match self.known.insert(request, State::UnderWay { asked: true }) {
-            None => Begun::New,
-            Some(State::UnderWay { .. }) => Begun::UnderWay,
-            Some(State::Acknowledged) => {
-                self.known.insert(request, State::Acknowledged);
-                Begun::Acknowledged
+        match self.known.entry(request) {
+            Entry::Vacant(place) => {
+                place.insert(State::UnderWay { asked: 1 });
+                Begun::New
             }
+            Entry::Occupied(mut place) => match place.get_mut() {
+                State::UnderWay { asked } => {
+                    *asked += 1;
+                    Begun::UnderWay
+                }
+                State::Acknowledged => Begun::Acknowledged,
+            },
         }
     }
 
-    /// There is an answer. Returns whether the client waits for it; what failed may be tried anew.
-    pub(super) fn answered(&mut self, request: Uuid, outcome: Outcome) -> bool {
-        let asked = self.known.remove(&request) == Some(State::UnderWay { asked: true });
+    /// The same for a client that can't resume: each time is a new request, with an answer of its own.
+    pub(super) fn begin_plain(&mut self, request: Uuid) {
+        *self.plain.entry(request).or_default() += 1;
+    }
+
+    /// There is an answer. Returns how often the client waits for it; what failed may be tried anew.
+    pub(super) fn answered(&mut self, request: Uuid, outcome: Outcome) -> usize {
+        if let Some(waits) = self.plain.get_mut(&request) {
+            *waits -= 1;
+            if *waits == 0 {
+                self.plain.remove(&request);
+            }
+            return 1;
+        }
+        let asked = match self.known.remove(&request) {
+            Some(State::UnderWay { asked }) => asked,
+            _ => 0,
+        };
         if outcome == Outcome::Handed {
             self.known.insert(request, State::Acknowledged);
             self.acknowledged.push_back((Instant::now(), request));
@@ -49,14 +72,15 @@ impl Requests {
                 self.forget_oldest();
             }
         }
-        asked
+        asked as usize
     }
 
     /// The client will ask again for what it has heard no answer to.
     pub(super) fn disconnected(&mut self) {
+        self.plain = HashMap::new();
         for state in self.known.values_mut() {
             if let State::UnderWay { asked } = state {
-                *asked = false;
+                *asked = 0;
             }
         }
     }
@@ -69,8 +93,9 @@ impl Requests {
         }
     }
 
-    /// Forgets what was acknowledged longer ago than `window`: the client has heard of it, or is gone.
-    pub(super) fn forget(&mut self, now: Instant, window: Duration) {
+    /// Forgets what was acknowledged longer ago than `window`: the client has heard of it, or is gone. Returns whether
+    /// nothing is left.
+    pub(super) fn forget(&mut self, now: Instant, window: Duration) -> bool {
         while self.acknowledged.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= window) {
             self.forget_oldest();
         }
@@ -78,6 +103,7 @@ impl Requests {
             self.acknowledged.shrink_to_fit();
             self.known.shrink_to_fit();
         }
+        self.known.is_empty()
     }
 }
 
@@ -93,7 +119,8 @@ mod tests {
         assert_eq!(requests.begin(ID), Begun::New);
         requests.disconnected();
         assert_eq!(requests.begin(ID), Begun::UnderWay);
-        assert!(requests.answered(ID, Outcome::Handed), "the client waits for it");
+        assert_eq!(requests.begin(ID), Begun::UnderWay);
+        assert_eq!(requests.answered(ID, Outcome::Handed), 2, "over the connection that there is now");
         assert_eq!(requests.begin(ID), Begun::Acknowledged);
         assert_eq!(requests.begin(ID), Begun::Acknowledged);
     }
@@ -103,12 +130,26 @@ mod tests {
         let mut requests = Requests::default();
         requests.begin(ID);
         requests.disconnected();
-        assert!(!requests.answered(ID, Outcome::Handed));
+        assert_eq!(requests.answered(ID, Outcome::Handed), 0);
         assert_eq!(requests.begin(ID), Begun::Acknowledged);
         let other = Uuid::from_u128(2);
         requests.begin(other);
-        assert!(requests.answered(other, Outcome::Unreachable));
+        assert_eq!(requests.answered(other, Outcome::Unreachable), 1);
         assert_eq!(requests.begin(other), Begun::New);
+    }
+
+    #[test]
+    fn a_client_that_asks_for_nothing_twice_may_give_two_requests_one_id() {
+        let mut requests = Requests::default();
+        requests.begin_plain(ID);
+        requests.begin_plain(ID);
+        assert_eq!(requests.answered(ID, Outcome::Handed), 1);
+        requests.begin_plain(ID);
+        assert_eq!(requests.answered(ID, Outcome::Handed), 1);
+        assert_eq!(requests.answered(ID, Outcome::NotConnected), 1);
+        requests.begin_plain(ID);
+        requests.disconnected();
+        assert_eq!(requests.answered(ID, Outcome::Handed), 0, "somebody else has the session now");
     }
 
     #[test]
@@ -120,7 +161,7 @@ mod tests {
         }
         assert_eq!(requests.known.len(), MOST);
         let window = Duration::from_secs(30);
-        requests.forget(Instant::now() + window, window);
+        assert!(requests.forget(Instant::now() + window, window));
         assert_eq!((requests.known.len(), requests.acknowledged.len()), (0, 0));
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Delivery;
 use super::log::Log;
 use super::recent::Recent;
-use crate::budget::Share;
+use crate::outbox::budget::Share;
 use crate::transport::envelope::{Number, Tag};
 use crate::transport::inbox::Room;
 
@@ -45,13 +45,10 @@ impl Shelf {
         Self { deliveries: VecDeque::new(), bytes: 0, waiting: 0, waiting_bytes: 0, share }
     }
 
-    /// Makes room for a message that another node has taken: `false` if this one has no more for anybody.
-    pub(super) fn put(&mut self, message: &Delivery) -> bool {
-        let fits = self.share.grow(cost(message));
-        if fits {
-            self.bytes += message.text.len();
-        }
-        fits
+    /// One with messages that another node has taken, and their share.
+    pub(super) fn filled(deliveries: VecDeque<Delivery>, share: Share) -> Self {
+        let bytes = deliveries.iter().map(|delivery| delivery.text.len()).sum();
+        Self { deliveries, bytes, ..Self::new(share) }
     }
 
     /// Forgets the oldest `count` messages.

@@ -18,9 +18,11 @@ use super::machine::{Event, Machine, Topology};
 use super::signs::{self, Sign};
 use crate::backoff::Backoff;
 use crate::config::Address;
-use crate::metrics::Metrics;
-use crate::repeats::Repeats;
-use crate::tasks::Tasks;
+use crate::operate::chronicle::{Chronicle, Happening};
+use crate::operate::metrics::Metrics;
+use crate::operate::repeats::Repeats;
+use crate::operate::tasks::Tasks;
+use crate::tls::reasons::Peer;
 
 /// How often a Sentinel is asked in quiet times, and for how long how often in others.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -47,6 +49,7 @@ pub struct Watcher {
 struct Conversations {
     settings: Settings,
     metrics: Arc<Metrics>,
+    chronicle: Arc<Chronicle>,
     tasks: Tasks,
     machine: Mutex<Machine>,
     topology: watch::Sender<Topology>,
@@ -93,11 +96,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Watcher {
     /// Starts to watch. Its tasks run until those of the gateway end.
-    pub fn start(sentinels: &[Address], settings: Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Self {
+    pub fn start(
+        sentinels: &[Address],
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        chronicle: Arc<Chronicle>,
+        tasks: &Tasks,
+    ) -> Self {
         let now = Instant::now();
         let shared = Arc::new(Conversations {
             settings,
             metrics,
+            chronicle,
             tasks: tasks.clone(),
             machine: Mutex::new(Machine::new(sentinels)),
             topology: watch::channel(Topology::default()).0,
@@ -278,6 +288,8 @@ impl Conversations {
         if begins && logged.is_none_or(|at| now.saturating_duration_since(at) > ALERT) {
             *logged = Some(now);
             info!(master = %self.settings.master_name, %event, "failover begun");
+            let master = self.topology.borrow().master.as_ref().map(Address::to_string);
+            self.chronicle.note(&Happening::FailoverBegun { master, sign: event.to_owned() });
         }
     }
 
@@ -285,6 +297,9 @@ impl Conversations {
     fn note(&self, address: &Address, problem: Option<&AskError>) {
         let mut sentinels = lock(&self.sentinels);
         let Some(known) = sentinels.get_mut(address) else { return };
+        if let Some(AskError::Tls(reason)) = problem {
+            self.metrics.tls.server_failed(Peer::Sentinel, reason);
+        }
         known.announced_only &= problem.is_some();
         let reason = problem.map(|problem| match problem.to_string() {
             text if known.announced_only && problem.is_out_of_reach() => {
@@ -297,8 +312,15 @@ impl Conversations {
         }
         let again = known.said.note(Instant::now(), reason.as_deref().unwrap_or_default());
         match (&reason, again) {
-            (Some(reason), Some(again)) => warn!(%address, %reason, "Sentinel can't be used, trying again{again}"),
-            (None, Some(again)) => info!(%address, "Sentinel answers{again}"),
+            (Some(reason), Some(again)) => {
+                warn!(%address, %reason, "Sentinel can't be used, trying again{again}");
+                let (address, reason) = (address.to_string(), reason.clone());
+                self.chronicle.note(&Happening::SentinelLost { address, reason });
+            }
+            (None, Some(again)) => {
+                info!(%address, "Sentinel answers{again}");
+                self.chronicle.note(&Happening::SentinelBack { address: address.to_string() });
+            }
             (_, None) => {}
         }
         known.reachable = problem.is_none();

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Context, End};
 use crate::outbox::{Attachment, Outbox};
 use crate::registry::Registration;
-use crate::windows;
+use crate::resume::windows;
 
 /// The place; dropped without a word, as by a panic, it is as if the connection had broken.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub(super) struct Place {
 enum Kind {
     /// The session ends with the connection.
     Connection(Option<Registration>),
-    /// The session outlives it.
-    Resumable(Attachment),
+    /// The session outlives it, unless the client does not know that.
+    Resumable(Attachment, bool),
     Left,
 }
 
@@ -33,9 +33,15 @@ impl Place {
         Self { context: context.clone(), outbox, kind: Kind::Connection(Some(registration)) }
     }
 
-    /// The place of a connection of a session that is in the registry already.
-    pub(super) fn of_resumable(context: &Arc<Context>, outbox: Arc<Outbox>, attachment: Attachment) -> Self {
-        Self { context: context.clone(), outbox, kind: Kind::Resumable(attachment) }
+    /// The place of a connection of a session that is in the registry already; it ends with the connection unless its client
+    /// `comes_back`.
+    pub(super) fn of_resumable(
+        context: &Arc<Context>,
+        outbox: Arc<Outbox>,
+        attachment: Attachment,
+        comes_back: bool,
+    ) -> Self {
+        Self { context: context.clone(), outbox, kind: Kind::Resumable(attachment, comes_back) }
     }
 
     /// The connection has ended. Returns how many messages will not be written any more.
@@ -53,13 +59,14 @@ impl Place {
                 self.context.broker.left(self.outbox.client());
                 unwritten
             }
-            Kind::Resumable(attachment) => {
+            Kind::Resumable(attachment, comes_back) => {
                 let now = Instant::now();
                 if !self.outbox.detach(now, attachment) {
                     return 0; // A newer connection has it.
                 }
-                if for_good {
-                    return windows::end(&self.outbox, &self.context.registry, &*self.context.broker);
+                if for_good || !comes_back {
+                    let (registry, broker) = (&self.context.registry, &*self.context.broker);
+                    return windows::end(&self.outbox, now, registry, broker).unwrap_or(0);
                 }
                 self.context.windows.begin(&self.outbox);
                 0

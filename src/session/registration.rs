@@ -1,23 +1,26 @@
-//! Owns how a connection begins whose client says first what it wants: a new session, one that can be resumed, or one
-//! that is resumed now.
+//! Owns how a connection begins whose client says first what it wants, or who it is: a new session, one that can be
+//! resumed, or one that is resumed now.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
+use super::chatter::Chatter;
 use super::place::Place;
-use super::{Context, End};
+use super::{Context, End, credentials};
+use crate::access::verifier::{Pass, Refusal};
 use crate::broker::Resumption;
+use crate::edge::websocket::{Incoming, Message as Frame, Socket};
+use crate::outbox::log::ANY;
 use crate::outbox::{Attachment, Outbox};
-use crate::protocol::{self, ErrorCode, Reply, Request, Resumable, Resume, Wish};
-use crate::resume_limits::Limit;
-use crate::token::Claims;
-use crate::websocket::{Incoming, Message as Frame, Socket};
+use crate::resume::limits::Limit;
+use crate::resume::token::Claims;
+use crate::session::protocol::{self, ErrorCode, Reply, Request, Resumable, Resume, Wish};
 
 /// A session at the beginning of a connection.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(super) struct Begun {
     pub(super) ticket: Option<Box<Ticket>>,
     /// Cancelled when a newer connection has the session, where that can be.
     pub(super) displaced: Option<CancellationToken>,
+    /// What the client came in with, where something is demanded.
+    pub(super) pass: Option<Box<Pass>>,
     /// The request that is answered by the greeting; without one there is none.
     pub(super) answer: Option<Uuid>,
 }
@@ -46,45 +51,52 @@ impl Begun {
     pub(super) fn new(context: &Arc<Context>, answer: Option<Uuid>) -> Self {
         let outbox = Arc::new(Outbox::new(Uuid::new_v4(), &context.limits, &context.budget));
         let place = Place::of_connection(context, outbox.clone());
-        Self { outbox, attachment: 0, place, ticket: None, displaced: None, answer }
+        Self { outbox, attachment: 0, place, ticket: None, displaced: None, pass: None, answer }
     }
 
-    /// A session that can be resumed; `None` when it has just gone elsewhere, or ended.
-    fn resumable(
+    /// A session that can be resumed, by a client that knows it if there is a `ticket`, and has a token of `generation` and
+    /// everything up to `seq`; `None` when it has just gone elsewhere, or ended.
+    fn attached(
         context: &Arc<Context>,
         outbox: Arc<Outbox>,
-        seq: u64,
-        first_issue: Option<u64>,
-        resumed: bool,
-        request: Uuid,
+        (generation, seq): (u64, u64),
+        ticket: Option<Ticket>,
+        answer: Option<Uuid>,
     ) -> Option<Self> {
-        let (attachment, displaced) = outbox.attach(Instant::now(), seq)?;
-        let place = Place::of_resumable(context, outbox.clone(), attachment);
-        let ticket = Some(Box::new(Ticket { first_issue, resumed }));
-        Some(Self { outbox, attachment, place, ticket, displaced: Some(displaced), answer: Some(request) })
+        let (attachment, displaced) = outbox.attach(Instant::now(), generation, seq, ticket.is_none())?;
+        let place = Place::of_resumable(context, outbox.clone(), attachment, ticket.is_some());
+        let (ticket, displaced) = (ticket.map(Box::new), Some(displaced));
+        Some(Self { outbox, attachment, place, ticket, displaced, pass: None, answer })
     }
 
     /// The same, new to this node and to all others.
-    fn fresh(context: &Arc<Context>, outbox: Outbox, first_issue: Option<u64>, request: Uuid) -> Option<Self> {
+    fn fresh(
+        context: &Arc<Context>,
+        outbox: Outbox,
+        generation: u64,
+        first_issue: Option<u64>,
+        request: Uuid,
+    ) -> Option<Self> {
         let outbox = Arc::new(outbox);
         context.registry.keep(outbox.clone());
         context.broker.joined(outbox.client());
-        Self::resumable(context, outbox, 0, first_issue, false, request)
+        Self::attached(context, outbox, (generation, 0), Some(Ticket { first_issue, resumed: false }), Some(request))
     }
 
     /// The same, its client being new as well.
     fn stranger(context: &Arc<Context>, request: Uuid) -> Option<Self> {
         let outbox = Outbox::resumable(Uuid::new_v4(), 0, &context.limits, &context.budget);
-        Self::fresh(context, outbox, None, request)
+        Self::fresh(context, outbox, 0, None, request)
     }
 }
 
 impl Ticket {
     /// What the client is told, with a new token.
-    pub(super) fn introduce(&mut self, context: &Context, outbox: &Outbox) -> Resumable {
+    pub(super) fn introduce(&mut self, context: &Context, outbox: &Outbox, pass: Option<&Pass>) -> Resumable {
         let (now, lifetime) = (SystemTime::now(), context.limits.token_lifetime);
         let (generation, home) = (outbox.generation(), context.broker.tag());
-        let claims = Claims::new(outbox.client(), generation, home, self.first_issue, now, lifetime);
+        let claims = Claims::new(outbox.client(), generation, home, self.first_issue, now, lifetime)
+            .backed(pass.map(Pass::backing));
         self.first_issue = Some(claims.first_issue);
         let resume = Resume {
             token: context.keys.ring().sign(&claims),
@@ -93,22 +105,32 @@ impl Ticket {
             standby: outbox.has_standby(),
         };
         // Asked later, it is a sign of life: nothing is missing since this connection began.
-        Resumable { resumed: std::mem::replace(&mut self.resumed, true), resume }
+        let credentials = credentials::expiry(pass);
+        Resumable { resumed: std::mem::replace(&mut self.resumed, true), resume, credentials }
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Waits for the registration, and finds the session that it is about. There is no session before: whatever else comes
-/// is refused.
+/// is refused. `pass` is what the handshake had for credentials.
 ///
 /// # Errors
 /// How the connection ended before there was one.
-pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>, address: Option<IpAddr>) -> Result<Begun, End> {
+pub(super) async fn begin(
+    socket: &mut Socket,
+    context: &Arc<Context>,
+    address: Option<IpAddr>,
+    pass: Option<Pass>,
+) -> Result<Begun, End> {
+    let mut chatter = Chatter::default();
     let asked = async {
         loop {
+            if let Some(until) = chatter.until() {
+                sleep_until(until.into()).await;
+            }
             match socket.next().await {
                 Incoming::Text(text) => match protocol::decode(&text, Uuid::nil(), context.limits.max_text_bytes) {
                     Ok(Request::Registration { id, wish }) => return Ok((id, wish)),
@@ -118,32 +140,88 @@ pub(super) async fn begin(socket: &mut Socket, context: &Arc<Context>, address: 
                         refuse(socket, context, rejection.id, rejection.code, &rejection.description).await?;
                     }
                 },
-                Incoming::Binary(_) => refuse(socket, context, None, ErrorCode::ESyntax, super::BINARY).await?,
-                Incoming::Alive => {}
+                Incoming::Binary(_) => {
+                    refuse(socket, context, None, ErrorCode::ESyntax, super::listening::BINARY).await?
+                }
+                Incoming::Ping | Incoming::Pong(_) => {}
                 Incoming::Closed(code) => return Err(End::Closed(code)),
                 Incoming::Broken => return Err(End::Broken),
                 Incoming::Violation(code, reason) => return Err(End::Violation(code, reason)),
+            }
+            if chatter.note(Instant::now()) {
+                context.metrics.limited.chatter.inc();
             }
         }
     };
     let (request, wish) = timeout(context.limits.http.header, asked).await.unwrap_or(Err(End::Unregistered))?;
     let began = Instant::now();
     let sessions = &context.metrics.sessions;
-    let claims = claims(context, address, &wish).map_err(|limit| {
-        sessions.resumes.limited(limit);
-        End::Limited(limit)
-    })?;
-    loop {
-        // What is found may go elsewhere a moment later; then it is looked for again.
-        if let Some(begun) = find(context, request, &wish, claims).await {
-            if claims.is_some() {
-                sessions.resume_duration.observe(began.elapsed().as_secs_f64());
+    let claims = claims(context, address, &wish).map_err(|limit| limited(context, limit))?;
+    let pass = match credentials::shown(context, pass, &wish, claims.as_ref()).await {
+        Ok(pass) => pass,
+        Err(refusal) => return Err(turn_away(socket, context, Some(request), refusal).await),
+    };
+    // A token of somebody else's session is of no use to whoever has credentials of their own.
+    let own = |claims: &Claims| match (&pass, claims.backing) {
+        (Some(Pass { client: Some(client), .. }), _) => *client == claims.client,
+        (Some(pass), Some(backing)) => pass.subject == backing.subject,
+        _ => true,
+    };
+    let claims = claims.filter(own);
+    let begun = match pass.as_ref().and_then(|pass| pass.client) {
+        Some(client) => identified(context, client, Some(request), &wish, claims).await?,
+        None => loop {
+            // What is found may go elsewhere a moment later; then it is looked for again.
+            if let Some(begun) = find(context, request, &wish, claims).await? {
+                break begun;
             }
-            return Ok(begun);
-        }
+            tokio::time::sleep(AGAIN).await;
+        },
+    };
+    if claims.is_some() {
+        sessions.resume_duration.observe(began.elapsed().as_secs_f64());
+    }
+    Ok(Begun { pass: pass.map(Box::new), ..begun })
+}
+
+/// Begins a session, where credentials are demanded, for a client that says nothing first: `pass` is what its handshake
+/// had, and `greeting` the id of what it is told, if it is told something.
+///
+/// # Errors
+/// How the connection ended before there was one.
+pub(super) async fn begin_at_once(
+    socket: &mut Socket,
+    context: &Arc<Context>,
+    pass: Option<Pass>,
+    greeting: Option<Uuid>,
+) -> Result<Begun, End> {
+    let wish = Wish::default();
+    let pass = match credentials::shown(context, pass, &wish, None).await {
+        Ok(pass) => pass,
+        Err(refusal) => return Err(turn_away(socket, context, None, refusal).await),
+    };
+    let begun = match pass.as_ref().and_then(|pass| pass.client) {
+        Some(client) => identified(context, client, greeting, &wish, None).await?,
+        None => Begun::new(context, greeting),
+    };
+    Ok(Begun { pass: pass.map(Box::new), ..begun })
+}
+
+/// Tells a client why its credentials are not taken. Returns how the connection ends.
+async fn turn_away(socket: &mut Socket, context: &Context, request: Option<Uuid>, refusal: Refusal) -> End {
+    match refuse(socket, context, request, ErrorCode::EAuth, &refusal.to_string()).await {
+        Ok(()) => credentials::end(refusal),
+        Err(end) => end,
     }
 }
 
+fn limited(context: &Context, limit: Limit) -> End {
+    context.metrics.sessions.resumes.limited(limit);
+    End::Limited(limit)
+}
+
+/// A session that is about to end, or to be somewhere else, is looked for again after this.
+const AGAIN: Duration = Duration::from_millis(10);
 const EARLY: &str = "there is no session yet: the first frame must be a \"registration\"";
 
 async fn refuse(
@@ -172,10 +250,9 @@ async fn refuse(
 /// Whose limit does not let it try.
 fn claims(context: &Context, address: Option<IpAddr>, wish: &Wish) -> Result<Option<Claims>, Limit> {
     let Some(token) = &wish.resume else { return Ok(None) };
-    let now = Instant::now();
-    context.resume_limits.admits_address(now, address)?;
+    context.resume_limits.admits_address(address)?;
     match context.keys.ring().verify(token, SystemTime::now()) {
-        Ok(claims) => context.resume_limits.admits_session(now, claims.client).map(|()| Some(claims)),
+        Ok(claims) => context.resume_limits.admits_session(claims.client).map(|()| Some(claims)),
         Err(flaw) => {
             debug!(%flaw, "a resume token is not taken");
             context.metrics.sessions.resumes.flaw(flaw);
@@ -184,24 +261,90 @@ fn claims(context: &Context, address: Option<IpAddr>, wish: &Wish) -> Result<Opt
     }
 }
 
-/// The session that the client wants and has a token for, or else a new one.
-async fn find(context: &Arc<Context>, request: Uuid, wish: &Wish, claims: Option<Claims>) -> Option<Begun> {
+/// The session that the client wants and has a token for, or else a new one; `None` when it is just going elsewhere.
+///
+/// # Errors
+/// When nobody can be asked for it.
+async fn find(
+    context: &Arc<Context>,
+    request: Uuid,
+    wish: &Wish,
+    claims: Option<Claims>,
+) -> Result<Option<Begun>, End> {
     if !wish.resumable {
-        return Some(Begun::new(context, Some(request)));
+        return Ok(Some(Begun::new(context, Some(request))));
     }
     let Some(Claims { client, generation, first_issue, .. }) = claims else {
-        return Begun::stranger(context, request);
+        return Ok(Begun::stranger(context, request));
     };
-    let (first_issue, resumes) = (Some(first_issue), &context.metrics.sessions.resumes);
+    let (ticket, resumes) =
+        (Ticket { first_issue: Some(first_issue), resumed: true }, &context.metrics.sessions.resumes);
     let (begun, counter) = match context.broker.resume(client, generation).await {
-        Resumption::Here(outbox) => {
-            (Begun::resumable(context, outbox, wish.seq, first_issue, true, request), &resumes.resumed)
+        // Whoever has claimed it at the same moment, and was waited for, may have had another token.
+        Resumption::Here(outbox) if !outbox.refuses(generation) => {
+            (Begun::attached(context, outbox, (generation, wish.seq), Some(ticket), Some(request)), &resumes.resumed)
         }
         Resumption::Lost => {
             let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
-            (Begun::fresh(context, outbox, first_issue, request), &resumes.lost)
+            (Begun::fresh(context, outbox, generation, Some(first_issue), request), &resumes.lost)
         }
-        Resumption::Refused => (Begun::stranger(context, request), &resumes.refused),
+        Resumption::Here(_) | Resumption::Refused => (Begun::stranger(context, request), &resumes.refused),
+        Resumption::Unsure => return Err(unsure(context)),
     };
-    begun.inspect(|_| counter.inc())
+    Ok(begun.inspect(|_| counter.inc()))
+}
+
+fn unsure(context: &Context) -> End {
+    context.metrics.sessions.resumes.unsure.inc();
+    End::Unsure
+}
+
+/// The session of a client whose credentials say which id it has. Others may have the same, here or elsewhere, at the same
+/// moment: the newest connection has it. `claims` are those of its resume token, if it has one.
+///
+/// # Errors
+/// When it comes too often, or nobody can be asked for it.
+async fn identified(
+    context: &Arc<Context>,
+    client: Uuid,
+    answer: Option<Uuid>,
+    wish: &Wish,
+    claims: Option<Claims>,
+) -> Result<Begun, End> {
+    if claims.is_none() {
+        // Each time others are asked, as by a resume.
+        context.resume_limits.admits_session(client).map_err(|limit| limited(context, limit))?;
+    }
+    let (first_issue, generation) =
+        (claims.map(|claims| claims.first_issue), claims.map_or(0, |claims| claims.generation));
+    let seq = claims.map_or(0, |_| wish.seq);
+    let resumes = &context.metrics.sessions.resumes;
+    loop {
+        let ticket = |resumed| wish.resumable.then_some(Ticket { first_issue, resumed });
+        let (begun, counter) = match context.broker.resume(client, ANY).await {
+            // Who has not shown that it was here before has missed what it was.
+            Resumption::Here(outbox) => {
+                (Begun::attached(context, outbox, (ANY, seq), ticket(claims.is_some()), answer), &resumes.resumed)
+            }
+            Resumption::Unsure => return Err(unsure(context)),
+            Resumption::Refused | Resumption::Lost => {
+                let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
+                let outbox = Arc::new(outbox);
+                let begun = if context.registry.keep_first(&outbox) {
+                    context.broker.joined(client);
+                    Begun::attached(context, outbox, (ANY, 0), ticket(false), answer)
+                } else {
+                    None
+                };
+                (begun, &resumes.lost)
+            }
+        };
+        if let Some(begun) = begun {
+            if claims.is_some() {
+                counter.inc();
+            }
+            return Ok(begun);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }

@@ -20,7 +20,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
-use crate::token::Fingerprint;
+use crate::resume::token::Fingerprint;
 
 /// Tells one run of a node from all others.
 pub type Tag = u64;

@@ -33,16 +33,21 @@ pub use self::moves::MoveReason;
 pub(super) use self::standbys::Debts;
 use self::standbys::REFUSED;
 use super::envelope::{self, Channel, Decision, Number, Tag};
-use super::inbox::{Due, Inbox, Room};
+use super::inbox::{Due, Inbox, Nothing};
+use super::peers::INTRODUCTION;
 use super::sender::Actions;
 use super::{Duty, Gathered, Transport};
-use crate::budget::Budget;
 use crate::config::Limits;
+use crate::outbox::budget::Budget;
 use crate::outbox::log::Origin;
 use crate::outbox::{Outbox, Outcome};
+use crate::registry::Registry;
 
 /// How often the nodes are looked at, and what waits for one.
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// By then the servers have answered a look, unless they are slow: so much earlier than at the next one it is known who
+/// is gone.
+pub const LOOK_ANSWERED: Duration = Duration::from_millis(20);
 /// A node that stood still for longer has missed what others said; its copies may be old.
 const STOOD_STILL: Duration = Duration::from_millis(700);
 /// So long after that, it takes over nothing by itself.
@@ -66,9 +71,6 @@ pub(super) struct Homes {
     /// What came on the channels of claims.
     bell: Inbox<()>,
     terms: u64,
-    /// The homes of the sessions that are copied here.
-    copies: HashMap<Uuid, Copy>,
-    copies_by_home: BTreeMap<Tag, BTreeSet<Uuid>>,
     /// The sessions that are copied elsewhere.
     by_standby: BTreeMap<Tag, BTreeSet<Uuid>>,
     /// The sessions that have no standby.
@@ -86,17 +88,28 @@ pub(super) struct Homes {
     refusals: HashMap<Uuid, u32>,
     leaving: bool,
     ticked: Instant,
+    /// It was, when it was looked at last.
+    is_cut_off: bool,
     rests_until: Instant,
     /// It has rested since it stood still, and knows what became of its sessions meanwhile.
     is_sure: bool,
     /// Copies of which it is not known whether their homes still want them.
     unsure: BTreeSet<Uuid>,
+    /// Sessions of this node that may have got another home while it stood still.
+    doubted: BTreeMap<Uuid, Doubt>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Copy {
-    home: Tag,
-    term: u64,
+/// How it is found out whether a session has got another home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// Nobody was asked yet.
+    New,
+    /// Its standby was asked to confirm something of this term. With a standby that is gone before, nobody vouches for the
+    /// session any more: what it acknowledged as the home may have died with it, and the client is told so.
+    Asked(u64),
+    /// It had no standby, so anybody may have begun it anew; or one that has left, and given what it had taken over to
+    /// somebody: everybody was asked, at this time. It [waits](Outbox::wait) for those who could say so.
+    AskedAll(Instant),
 }
 
 fn forget(sets: &mut BTreeMap<Tag, BTreeSet<Uuid>>, tag: Tag, client: Uuid) {
@@ -116,8 +129,6 @@ impl Homes {
             desk: Inbox::default(),
             bell: Inbox::default(),
             terms: 0,
-            copies: HashMap::new(),
-            copies_by_home: BTreeMap::new(),
             by_standby: BTreeMap::new(),
             alone: BTreeSet::new(),
             lacking: Lacking::default(),
@@ -130,16 +141,18 @@ impl Homes {
             refusals: HashMap::new(),
             leaving: false,
             ticked: now,
+            is_cut_off: false,
             rests_until: now,
             is_sure: true,
             unsure: BTreeSet::new(),
+            doubted: BTreeMap::new(),
         }
     }
 
     /// Forgets the lanes of which their node wants nothing any more.
-    pub(super) fn prune(&mut self, floor: impl Fn(Tag) -> Option<Number>) {
-        self.desk.prune(&floor, &mut Nothing);
-        self.bell.prune(&floor, &mut Nothing);
+    pub(super) fn prune(&mut self, now: Instant, floor: impl Fn(Tag) -> Option<Number>) {
+        self.desk.prune(now, Duration::ZERO, &floor, &mut Nothing);
+        self.bell.prune(now, Duration::ZERO, &floor, &mut Nothing);
     }
 
     fn new_term(&mut self) -> u64 {
@@ -147,29 +160,38 @@ impl Homes {
         self.terms
     }
 
+    /// Whether what this node has not heard says something.
+    fn hears_others(&self, now: Instant) -> bool {
+        !self.is_cut_off && self.is_rested(now)
+    }
+
     fn is_rested(&self, now: Instant) -> bool {
         now >= self.rests_until
     }
 
-    /// What came while this node stood still, or was cut off, is lost: others may have what it has.
-    fn grow_unsure(&mut self, now: Instant) {
-        self.rests_until = now + REST;
-        if std::mem::replace(&mut self.is_sure, false) {
-            self.unsure = self.copies.keys().copied().collect();
+    /// This node does not look after the session any more; `standby` was its standby.
+    fn let_go(&mut self, client: Uuid, standby: Option<(Tag, u64)>) {
+        self.alone.remove(&client);
+        self.lacking.forget(client);
+        self.doubted.remove(&client);
+        if let Some((tag, _)) = standby {
+            forget(&mut self.by_standby, tag, client);
         }
     }
-}
 
-/// Room for nothing: what waits is forgotten.
-struct Nothing;
-
-impl<T> Room<T> for Nothing {
-    fn may_wait(&mut self, _: &T) -> bool {
-        false
-    }
-    fn waits_no_more(&mut self, _: &T) {}
-    fn admit(&mut self, _: Number, _: T) -> bool {
-        false
+    /// What came while this node stood still, or was cut off, is lost: others may have what it has.
+    fn grow_unsure(&mut self, now: Instant, registry: &Registry) {
+        self.rests_until = now + REST;
+        self.is_sure = false;
+        self.unsure = registry.copied();
+        self.doubted.clear();
+        for outbox in registry.outboxes().into_iter().filter(|outbox| outbox.is_resumable()) {
+            self.doubted.insert(outbox.client(), Doubt::New);
+            // What came with the first link would be this node's word alone.
+            if outbox.standby().is_none() {
+                outbox.wait(true);
+            }
+        }
     }
 }
 
@@ -200,19 +222,16 @@ impl<R> Transport<R> {
     pub fn ended(&self, now: Instant, outbox: &Outbox, actions: &mut Actions<Duty<R>>) {
         let client = outbox.client();
         let mut homes = self.homes();
-        homes.alone.remove(&client);
-        homes.lacking.forget(client);
-        if let Some((tag, term)) = outbox.standby() {
-            forget(&mut homes.by_standby, tag, client);
+        let standby = outbox.standby();
+        homes.let_go(client, standby);
+        if let Some((tag, term)) = standby {
             self.dismiss(now, client, tag, term, actions);
         }
     }
 
     /// This node's copy is of no use any more.
-    fn drop_copy(&self, homes: &mut Homes, client: Uuid, actions: &mut Actions<Duty<R>>) {
-        if let Some(copy) = homes.copies.remove(&client) {
-            forget(&mut homes.copies_by_home, copy.home, client);
-            self.registry.remove_copy(client);
+    fn drop_copy(&self, client: Uuid, actions: &mut Actions<Duty<R>>) {
+        if self.registry.remove_copy(client) {
             actions.changed.push(Channel::Claim(client));
         }
     }
@@ -225,8 +244,8 @@ impl<R> Transport<R> {
 
     /// What is kept here for others, and what is on its way to them.
     pub fn kept(&self) -> (usize, usize) {
-        let homes = self.homes();
-        (homes.copies.len(), homes.moves.len())
+        let moves = self.homes().moves.len();
+        (self.registry.copies(), moves)
     }
 
     /// Sessions with and without a standby, whose home is here.
@@ -256,6 +275,9 @@ impl<R> Transport<R> {
                 let mut homes = self.homes();
                 if outcome == Outcome::Handed {
                     homes.refusals.remove(&client);
+                    if matches!(homes.doubted.get(&client), Some(Doubt::Asked(asked)) if term >= *asked) {
+                        homes.doubted.remove(&client);
+                    }
                     actions.figures.restored.extend(homes.lacking.confirm(now, client, term, position));
                     drop(homes);
                     let told = outbox.confirm(term, position);
@@ -265,7 +287,10 @@ impl<R> Transport<R> {
                     if outcome != Outcome::Busy {
                         homes.distrusted.insert(tag, now + DISTRUST);
                     }
-                    if outcome == Outcome::Busy || !homes.is_rested(now) {
+                    let is_doubted = homes.doubted.contains_key(&client);
+                    if homes.is_rested(now) && self.is_unvouched(&homes, client, tag) {
+                        self.give_up(now, &mut homes, client, actions);
+                    } else if outcome == Outcome::Busy || !homes.is_rested(now) || is_doubted {
                         homes.refused.push_back((now + REFUSED, client, term));
                     } else {
                         self.replace_standby(now, &mut homes, &outbox, actions);
@@ -276,6 +301,7 @@ impl<R> Transport<R> {
             Duty::End => {}
             Duty::Claim { client } => {
                 let mut homes = self.homes();
+                let hears_others = homes.hears_others(now);
                 let claim = homes.claims.get_mut(&client)?;
                 let resumption = match outcome {
                     Outcome::Handed => {
@@ -283,6 +309,7 @@ impl<R> Transport<R> {
                         return None;
                     }
                     Outcome::Busy => Resumption::Refused,
+                    Outcome::Unreachable if !hears_others => Resumption::Unsure,
                     Outcome::NotConnected | Outcome::Unreachable => Resumption::Lost,
                 };
                 homes.claims.remove(&client);
@@ -295,14 +322,13 @@ impl<R> Transport<R> {
     /// Time has passed: to be called every [`LOOK_EVERY`].
     pub fn look_after_homes(&self, now: Instant, actions: &mut Actions<Duty<R>>) {
         let mut homes = self.homes();
-        let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
-        if is_cut_off || now.saturating_duration_since(homes.ticked) > STOOD_STILL {
-            homes.grow_unsure(now);
-        }
-        homes.ticked = now;
+        let is_cut_off = self.notice_gap(now, &mut homes);
         if homes.is_rested(now) && !std::mem::replace(&mut homes.is_sure, true) {
             // Standbys are told something, and say whether they still are.
             self.registry.outboxes().iter().for_each(|outbox| outbox.tell_again());
+        }
+        if !is_cut_off {
+            self.ask_about_doubted(now, &mut homes, actions);
         }
         let some: Vec<Uuid> = homes.unsure.iter().copied().take(AT_ONCE).collect();
         for client in some {
@@ -317,7 +343,8 @@ impl<R> Transport<R> {
         }
         let keepers = self.peers.keepers().len();
         if keepers > 0 && !homes.alone.is_empty() {
-            let alone: Vec<Uuid> = homes.alone.iter().copied().take(AT_ONCE).collect();
+            let is_sure = |client: &Uuid| !homes.doubted.contains_key(client);
+            let alone: Vec<Uuid> = homes.alone.iter().copied().filter(is_sure).take(AT_ONCE).collect();
             for client in alone {
                 match self.home(client) {
                     Some(outbox) => self.ensure_standby(now, &mut homes, &outbox, actions),
@@ -332,6 +359,73 @@ impl<R> Transport<R> {
             actions.changed.extend([Channel::Client(outbox.client()), Channel::Claim(outbox.client())]);
         }
         self.repeat_claims(now, &mut homes, actions);
+    }
+
+    /// The servers have had the time to answer a look: to be called [`LOOK_ANSWERED`] after it.
+    pub fn follow_look(&self, now: Instant, actions: &mut Actions<Duty<R>>) {
+        let mut homes = self.homes();
+        self.notice_gap(now, &mut homes);
+        if self.sender().look_ends(now) {
+            self.follow_nodes(now, &mut homes, actions);
+        }
+    }
+
+    /// Whether this node is cut off, or was a moment ago. If so, or if it stood still, it has missed what others said, and
+    /// is to know that before it follows what it sees of them.
+    fn notice_gap(&self, now: Instant, homes: &mut Homes) -> bool {
+        let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
+        let stood_still = now.saturating_duration_since(homes.ticked) > STOOD_STILL;
+        // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
+        if std::mem::replace(&mut homes.is_cut_off, is_cut_off) != is_cut_off || stood_still {
+            homes.grow_unsure(now, &self.registry);
+        } else if is_cut_off {
+            homes.rests_until = now + REST;
+        }
+        homes.ticked = now;
+        is_cut_off
+    }
+
+    /// Whether nobody is left who could say if the session has got another home: its standby, `tag`, has died.
+    fn is_unvouched(&self, homes: &Homes, client: Uuid, tag: Tag) -> bool {
+        homes.doubted.contains_key(&client) && self.peers.is_gone(tag) && !self.peers.has_left(tag)
+    }
+
+    /// Whoever has the session says so, in time.
+    fn ask_all(&self, now: Instant, homes: &mut Homes, outbox: &Outbox, actions: &mut Actions<Duty<R>>) {
+        let client = outbox.client();
+        outbox.wait(true);
+        homes.doubted.insert(client, Doubt::AskedAll(now));
+        self.question(client, Channel::Claim(client), actions);
+    }
+
+    /// Whoever has become the home meanwhile was the standby, and does not confirm that it is; or, where there was none,
+    /// has been told that nobody has the session.
+    fn ask_about_doubted(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
+        let unasked = homes.doubted.iter().filter(|(_, doubt)| **doubt == Doubt::New);
+        let some: Vec<Uuid> = unasked.map(|(client, _)| *client).take(AT_ONCE).collect();
+        for client in some {
+            let Some(outbox) = self.home(client) else {
+                homes.doubted.remove(&client);
+                continue;
+            };
+            match outbox.standby().filter(|(tag, _)| !self.peers.has_left(*tag)) {
+                Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
+                None => self.ask_all(now, homes, &outbox, actions),
+            }
+        }
+        // Others are known as soon as they have said hello. If there is one, it may have stood still as well.
+        let is_single = self.peers.keepers().is_empty();
+        let (is_rested, patience) = (homes.is_rested(now), if is_single { INTRODUCTION } else { REST });
+        let is_over = |at: Instant| is_rested || now.saturating_duration_since(at) >= patience;
+        homes.doubted.retain(|client, doubt| match doubt {
+            Doubt::AskedAll(at) if is_over(*at) => {
+                if let Some(outbox) = self.home(*client) {
+                    outbox.wait(false);
+                }
+                false
+            }
+            _ => true,
+        });
     }
 
     /// Standbys that are gone are replaced; the sessions of homes that are gone are taken over.
@@ -355,26 +449,33 @@ impl<R> Transport<R> {
         for tag in lost {
             let clients = homes.by_standby.remove(&tag).unwrap_or_default();
             for client in clients {
-                if let Some(outbox) = self.home(client) {
+                let Some(outbox) = self.home(client) else { continue };
+                if self.is_unvouched(homes, client, tag) {
+                    self.give_up(now, homes, client, actions);
+                    continue;
+                }
+                let Some(doubt) = homes.doubted.get(&client).copied() else {
                     self.replace_standby(now, homes, &outbox, actions);
+                    continue;
+                };
+                // Nobody but this standby can say whether it has become the home meanwhile; or all others, if it has left.
+                homes.by_standby.entry(tag).or_default().insert(client);
+                if self.peers.has_left(tag) && !matches!(doubt, Doubt::AskedAll(_)) {
+                    self.ask_all(now, homes, &outbox, actions);
                 }
             }
         }
         if !homes.unsure.is_empty() {
             return;
         }
-        let gone: Vec<Tag> = homes.copies_by_home.keys().copied().filter(|tag| self.peers.is_gone(*tag)).collect();
         let mut gathered = Gathered::default();
-        let copies = gone.iter().filter_map(|tag| homes.copies_by_home.get(tag)).flatten();
-        let orphans: Vec<Uuid> = copies.copied().take(AT_ONCE).collect();
-        for client in orphans {
+        for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), AT_ONCE) {
             if !self.may_take_over(now, homes, client) {
-                self.drop_copy(homes, client, actions);
+                self.drop_copy(client, actions);
                 continue;
             }
             let knock = homes.knocks.get(&client).copied();
-            let hangs = homes.copies.get(&client).is_some_and(|copy| self.peers.hangs(copy.home));
-            let reason = if hangs { MoveReason::HomeHung } else { MoveReason::HomeGone };
+            let reason = if self.peers.hangs(home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
             self.take_over(now, homes, client, reason, actions);
             // Whoever has asked for it need not ask again.
             if let (Some(Knock { call, .. }), Some(outbox)) = (knock, self.home(client)) {

@@ -15,19 +15,21 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::envelope::{Decision, Number, Place, Tag};
 
-/// Lanes beyond which an inbox looks for some to forget.
+/// So many lanes have room once they were there.
 const USUAL_LANES: usize = 16;
+/// So many lanes are kept at the most of which nothing is wanted any more.
+const MOST_AT_REST: usize = 4096;
 
 /// The lanes of one session; `T` is what a message is kept as.
 #[derive(Debug)]
 pub struct Inbox<T> {
     lanes: HashMap<(Tag, Uuid), Lane<T>>,
-    prune_at: usize,
 }
 
 #[derive(Debug)]
@@ -39,6 +41,8 @@ struct Lane<T> {
     /// be lost though a later one was asked for; so they are told apart.
     repeated: BTreeMap<Number, u8>,
     waiting: BTreeMap<Number, Waiting<T>>,
+    /// Since when its node wants nothing of it any more.
+    past_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -57,6 +61,20 @@ pub trait Room<T> {
     fn admit(&mut self, number: Number, message: T) -> bool;
 }
 
+/// Room for nothing: what waits is forgotten.
+#[derive(Debug)]
+pub struct Nothing;
+
+impl<T> Room<T> for Nothing {
+    fn may_wait(&mut self, _: &T) -> bool {
+        false
+    }
+    fn waits_no_more(&mut self, _: &T) {}
+    fn admit(&mut self, _: Number, _: T) -> bool {
+        false
+    }
+}
+
 /// A receipt that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {
@@ -70,13 +88,13 @@ pub struct Due {
 
 impl<T> Default for Inbox<T> {
     fn default() -> Self {
-        Self { lanes: HashMap::new(), prune_at: USUAL_LANES }
+        Self { lanes: HashMap::new() }
     }
 }
 
 impl<T> Default for Lane<T> {
     fn default() -> Self {
-        Self { floor: 0, taken: 0, full: None, repeated: BTreeMap::new(), waiting: BTreeMap::new() }
+        Self { floor: 0, taken: 0, full: None, repeated: BTreeMap::new(), waiting: BTreeMap::new(), past_since: None }
     }
 }
 
@@ -85,7 +103,7 @@ impl<T> Default for Lane<T> {
 pub enum Arrival {
     /// It was decided now.
     Decided,
-    /// It waits for its predecessor.
+    /// It waits for its predecessor, or comes again once it is known whether its receiver is here.
     Waits,
     /// It had come before, or is not wanted any more.
     Copy,
@@ -115,23 +133,25 @@ impl<T> Inbox<T> {
         lane.arrive(place, make, room, due)
     }
 
-    /// Whether there is reason to [`prune`](Self::prune).
-    pub fn is_large(&self) -> bool {
-        self.lanes.len() >= self.prune_at
-    }
-
-    /// Forgets the lanes of which their node wants nothing any more: `floor` is that node's own, `None` for one
-    /// that is gone (whose messages are refused before they come here).
-    pub fn prune(&mut self, floor: impl Fn(Tag) -> Option<Number>, room: &mut impl Room<T>) {
+    /// Forgets the lanes of which their node has wanted nothing for as long as `rest`: `floor` is that node's own, `None`
+    /// for one that is gone (whose messages are refused before they come here).
+    pub fn prune(
+        &mut self,
+        now: Instant,
+        rest: Duration,
+        floor: impl Fn(Tag) -> Option<Number>,
+        room: &mut impl Room<T>,
+    ) {
+        let rest = if self.lanes.len() > MOST_AT_REST { Duration::ZERO } else { rest };
         self.lanes.retain(|(tag, _), lane| {
-            let keep = floor(*tag).is_some_and(|floor| lane.newest() >= floor);
-            if !keep {
-                lane.waiting.values().for_each(|waiting| room.waits_no_more(&waiting.message));
+            if floor(*tag).is_some_and(|floor| lane.newest() >= floor) {
+                lane.past_since = None;
+                return true;
             }
-            keep
+            std::mem::take(&mut lane.waiting).values().for_each(|waiting| room.waits_no_more(&waiting.message));
+            now.saturating_duration_since(*lane.past_since.get_or_insert(now)) < rest
         });
-        self.prune_at = (self.lanes.len() * 2).max(USUAL_LANES);
-        self.lanes.shrink_to(self.prune_at);
+        self.lanes.shrink_to((self.lanes.len() * 2).max(USUAL_LANES));
     }
 
     /// What has been taken of each lane.
@@ -380,9 +400,12 @@ mod tests {
         desk.put(5, 0, 5, 0);
         desk.put(9, 8, 5, 0);
         let Desk { inbox, shelf } = &mut desk;
-        inbox.prune(|_| Some(9), shelf);
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        inbox.prune(now, second, |_| Some(9), shelf);
         assert!(!inbox.is_empty(), "9 is wanted");
-        inbox.prune(|_| Some(10), shelf);
+        inbox.prune(now, second, |_| Some(10), shelf);
+        assert!(!inbox.is_empty() && shelf.waiting == 0, "others may not know yet that nothing is wanted");
+        inbox.prune(now + second, second, |_| Some(10), shelf);
         assert!(inbox.is_empty() && shelf.waiting == 0);
         let (lane, place) = ((1, Uuid::nil()), Place { number: 9, previous: 8, floor: 5, attempt: 0 });
         let arrival = inbox.arrive(lane, place, || false, || unreachable!("it is a copy"), shelf, &mut Vec::new());

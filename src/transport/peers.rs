@@ -7,6 +7,8 @@
 //! Nothing is taken from a tag that is not known. A hello alone makes nobody known: a replica that lags by an
 //! hour replays the hellos of nodes that died; they can't answer a question that is asked now.
 
+pub mod roll;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -16,7 +18,9 @@ use super::envelope::{Hello, KeyList, Number, Tag};
 /// How often a node says hello.
 pub const HELLO_EVERY: Duration = Duration::from_secs(2);
 /// Silent for so long, a node is forgotten: longer than any send may take.
-const FORGET: Duration = Duration::from_secs(30);
+pub const FORGET: Duration = Duration::from_secs(30);
+/// So long it is remembered that a node has left: longer than anybody doubts what it could vouch for.
+const REMEMBER_LEFT: Duration = Duration::from_secs(60);
 /// A node that is subscribed nowhere may be connecting anew: for so long its clients are not declared absent.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same when nodes come and go all the time: one that crashes in a loop must not make every absence slow.
@@ -27,11 +31,13 @@ const FEW: usize = 3;
 const LOOKED: Duration = Duration::from_secs(1);
 const LATELY: Duration = Duration::from_secs(60);
 /// After the first link is synced, for so long nobody is declared absent: the others have not said hello yet.
-const INTRODUCTION: Duration = Duration::from_millis(500);
+pub const INTRODUCTION: Duration = Duration::from_millis(500);
 /// A node that no server knows at so many looks in a row is gone.
 const GONE: u32 = 2;
 /// A node that is subscribed, and says no hello for so long, is as good as gone.
 const SILENT: Duration = Duration::from_millis(3500);
+/// Characters of a node's name that are kept.
+const MOST_NAME: usize = 128;
 /// Questions that wait for an answer.
 const MOST_ASKED: usize = 1024;
 /// A question may find its node not subscribed yet: it is asked again after this, doubling, as long as there is reason.
@@ -51,6 +57,8 @@ struct Inner {
     asked: BTreeMap<Tag, Asked>,
     /// When nodes were lost lately.
     lost: VecDeque<Instant>,
+    /// Nodes that have left in an orderly way, and when.
+    left: BTreeMap<Tag, Instant>,
     listening: Option<Instant>,
 }
 
@@ -62,7 +70,10 @@ impl Inner {
 
 #[derive(Debug)]
 struct Peer {
+    name: String,
     floor: Number,
+    /// When it answered its first question.
+    met: Instant,
     heard: Instant,
     /// When it answered a question last: that can't be replayed.
     answered: Instant,
@@ -75,8 +86,18 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(now: Instant, floor: Number) -> Self {
-        Self { floor, heard: now, answered: now, absence: Absence::None, unseen: 0, leaving: false, keys: None }
+    fn new(now: Instant, name: &str, floor: Number) -> Self {
+        Self {
+            name: name.chars().take(MOST_NAME).collect(),
+            floor,
+            met: now,
+            heard: now,
+            answered: now,
+            absence: Absence::None,
+            unseen: 0,
+            leaving: false,
+            keys: None,
+        }
     }
 
     /// `own`: when this node heard its own hello last. Cut off, it hears nobody's.
@@ -121,7 +142,7 @@ impl Peers {
     /// Knows this node alone.
     pub fn new(now: Instant, me: Tag) -> Self {
         let peers = Self { me, inner: RwLock::default() };
-        peers.write().known.insert(me, Peer::new(now, 0));
+        peers.write().known.insert(me, Peer::new(now, "", 0));
         peers
     }
 
@@ -202,17 +223,24 @@ impl Peers {
         }
         inner.asked.remove(&tag);
         let is_new = !inner.known.contains_key(&tag);
-        let peer = inner.known.entry(tag).or_insert_with(|| Peer::new(now, hello.floor));
+        let peer = inner.known.entry(tag).or_insert_with(|| Peer::new(now, &hello.name, hello.floor));
         peer.floor = peer.floor.max(hello.floor);
         (peer.heard, peer.answered, peer.unseen) = (now, now, 0);
         is_new
     }
 
     /// `tag` has left in an orderly way.
-    pub fn left(&self, tag: Tag) {
+    pub fn left(&self, now: Instant, tag: Tag) {
         if tag != self.me {
-            self.write().known.remove(&tag);
+            let mut inner = self.write();
+            inner.known.remove(&tag);
+            inner.left.insert(tag, now);
         }
+    }
+
+    /// Whether it has, a while ago at the most: it had no session any more then.
+    pub fn has_left(&self, tag: Tag) -> bool {
+        self.read().left.contains_key(&tag)
     }
 
     /// Forgets who has been silent for long; this node's own floor is `floor`.
@@ -222,6 +250,7 @@ impl Peers {
         if let Some(own) = inner.known.get_mut(&me) {
             own.floor = own.floor.max(floor);
         }
+        inner.left.retain(|_, at| now.saturating_duration_since(*at) < REMEMBER_LEFT);
         inner.known.retain(|tag, peer| *tag == me || now.saturating_duration_since(peer.heard) < FORGET);
         // It is asked anew each time that it is heard of.
         inner.asked.retain(|_, asked| now.saturating_duration_since(asked.at) < 2 * HELLO_EVERY);
@@ -235,6 +264,11 @@ impl Peers {
     /// Everybody who is known.
     pub fn tags(&self) -> Vec<Tag> {
         self.read().known.keys().copied().collect()
+    }
+
+    /// Since when `tag` is known.
+    pub fn met(&self, tag: Tag) -> Option<Instant> {
+        self.read().known.get(&tag).map(|peer| peer.met)
     }
 
     /// A server has all the subscriptions of these nodes.
@@ -310,6 +344,11 @@ impl Peers {
         inner.known.iter().filter(|(tag, peer)| **tag != self.me && is_well(peer)).map(|(tag, _)| *tag).collect()
     }
 
+    /// Whether a server that has `present` has every node, but for those that are not waited for.
+    pub fn are_all_in(&self, present: &HashSet<Tag>) -> bool {
+        self.read().known.iter().all(|(tag, peer)| present.contains(tag) || peer.absence == Absence::Lost)
+    }
+
     /// Whether servers on which these nodes have all their subscriptions speak for everybody: who has none there is
     /// not subscribed anywhere else either. It takes note of who is missing.
     pub fn speak_for_all(&self, now: Instant, covered: &HashSet<Tag>, every_server_asked: bool) -> bool {
@@ -366,7 +405,7 @@ mod tests {
         }
         peers.has_keys(1, list(1));
         assert_eq!(editions(), [(2, 3)], "its own are no news");
-        peers.left(2);
+        peers.left(now, 2);
         assert_eq!(editions(), []);
     }
 

@@ -5,10 +5,10 @@
 //! 0      1      9
 //! | kind | term | the kind's own fields …
 //!
-//! open      generation, had, last | lanes, 4: (tag, 8 | sender, 16 | number, 8) … | recent, 4: (key, 8 | position, 8) …
+//! open      generation, proven, had, last | lanes, 4: (tag, 8 | sender, 16 | number, 8) … | recent, 4: (key, 8 | position, 8) …
 //! message   position, had | origin's tag, number | sender, 16 | text …
-//! had       had, generation
-//! promote   generation
+//! had       had, generation, proven
+//! promote   generation, proven
 //! end       (nothing)
 //! claim     generation, of the token
 //! ```
@@ -25,6 +25,8 @@ use crate::outbox::log::{Origin, Position};
 pub struct Opening {
     /// The session's generation.
     pub generation: u64,
+    /// That of the newest token that its client is known to have.
+    pub proven: u64,
     /// The client has everything up to here.
     pub had: Position,
     /// The last message that there is: before it has come, a copy is of no use.
@@ -57,10 +59,22 @@ pub enum Record {
     Open(Opening),
     /// It took a message.
     Message(Taken),
-    /// Its client has everything up to here, and its generation is this.
-    Had(Position, u64),
-    /// Be its home, in this generation.
-    Promote(u64),
+    /// Its client has everything up to `had`, and its token is of the generation `proven`, at least.
+    Had {
+        /// The position.
+        had: Position,
+        /// The session's generation.
+        generation: u64,
+        /// The token's.
+        proven: u64,
+    },
+    /// Be its home.
+    Promote {
+        /// In this generation.
+        generation: u64,
+        /// The client's token is of this one, at least.
+        proven: u64,
+    },
     /// You are its standby no more.
     End,
     /// To the home: the client is here, with a token of this generation.
@@ -84,8 +98,9 @@ pub fn encode(term: u64, record: &Record) -> Bytes {
     };
     match record {
         Record::Open(opening) => {
-            begin(OPEN, 32 + opening.lanes.len() * 32 + opening.recent.len() * 16);
+            begin(OPEN, 40 + opening.lanes.len() * 32 + opening.recent.len() * 16);
             bytes.put_u64(opening.generation);
+            bytes.put_u64(opening.proven);
             bytes.put_u64(opening.had);
             bytes.put_u64(opening.last);
             bytes.put_u32(u32::try_from(opening.lanes.len()).unwrap_or(u32::MAX));
@@ -108,14 +123,13 @@ pub fn encode(term: u64, record: &Record) -> Bytes {
             bytes.put_slice(sender.as_bytes());
             bytes.put_slice(text.as_bytes());
         }
-        Record::Had(had, generation) => {
-            begin(HAD, 16);
-            bytes.put_u64(*had);
-            bytes.put_u64(*generation);
+        Record::Had { had, generation, proven } => {
+            begin(HAD, 24);
+            [had, generation, proven].into_iter().for_each(|number| bytes.put_u64(*number));
         }
-        Record::Promote(generation) => {
-            begin(PROMOTE, 8);
-            bytes.put_u64(*generation);
+        Record::Promote { generation, proven } => {
+            begin(PROMOTE, 16);
+            [generation, proven].into_iter().for_each(|number| bytes.put_u64(*number));
         }
         Record::End => begin(END, 0),
         Record::Claim(generation) => {
@@ -133,7 +147,8 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
     let term = fields.u64()?;
     let record = match kind {
         OPEN => {
-            let (generation, had, last) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            let (generation, proven) = (fields.u64()?, fields.u64()?);
+            let (had, last) = (fields.u64()?, fields.u64()?);
             let count = u32::from_be_bytes(fields.take()?);
             // Each has 32 bytes, so a count that is made up costs nothing.
             let lanes =
@@ -142,7 +157,7 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
             while !fields.0.is_empty() {
                 recent.push((fields.u64()?, fields.u64()?));
             }
-            Record::Open(Opening { generation, had, last, lanes, recent })
+            Record::Open(Opening { generation, proven, had, last, lanes, recent })
         }
         MESSAGE => {
             let (position, had, tag, number) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
@@ -150,8 +165,8 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
             let text = String::from_utf8_lossy(fields.0).into();
             Record::Message(Taken { position, had, origin: Origin { tag, sender, number }, sender, text })
         }
-        HAD => Record::Had(fields.u64()?, fields.u64()?),
-        PROMOTE => Record::Promote(fields.u64()?),
+        HAD => Record::Had { had: fields.u64()?, generation: fields.u64()?, proven: fields.u64()? },
+        PROMOTE => Record::Promote { generation: fields.u64()?, proven: fields.u64()? },
         END => Record::End,
         CLAIM => Record::Claim(fields.u64()?),
         _ => return None,
@@ -193,10 +208,10 @@ mod tests {
             let lanes = lanes.into_iter().map(|(tag, id, number)| (tag, Uuid::from_u128(id), number)).collect();
             let origin = Origin { tag, sender, number: b };
             for record in [
-                Record::Open(Opening { generation: a, had: b, last: tag, lanes, recent }),
+                Record::Open(Opening { generation: a, proven: tag, had: b, last: tag, lanes, recent }),
                 Record::Message(Taken { position: a, had: b, origin, sender, text: text.into() }),
-                Record::Had(a, b),
-                Record::Promote(a),
+                Record::Had { had: a, generation: b, proven: tag },
+                Record::Promote { generation: a, proven: b },
                 Record::End,
                 Record::Claim(a),
             ] {

@@ -229,6 +229,8 @@ pub struct Sender<R> {
     carriers: Links,
     master: Option<LinkId>,
     disturbed: Instant,
+    /// When a link was lost last, whichever.
+    lost_at: Option<Instant>,
     /// Messages below are published, or were given up.
     unexpired: Number,
     /// What was published once, by when its receipt should be there; what was sent again.
@@ -265,6 +267,7 @@ impl<R> Sender<R> {
             carriers: 0,
             master: None,
             disturbed: now,
+            lost_at: None,
             unexpired: 1,
             hedges: VecDeque::new(),
             hedges_again: BinaryHeap::new(),
@@ -304,10 +307,20 @@ impl<R> Sender<R> {
         self.master.map(|link| &self.links[link]).filter(|link| link.is_up())
     }
 
+    /// The servers that hang.
+    fn silent(&self) -> Links {
+        links(self.up).filter(|link| self.links[*link].suspect).fold(0, |set, link| set | bit(link))
+    }
+
     /// Whether the master may be the wrong server, or not the only one, to give messages to.
     pub fn in_motion(&self, now: Instant) -> bool {
         self.master_link().is_none_or(|link| link.suspect)
             || now.saturating_duration_since(self.disturbed) < self.times.settle
+    }
+
+    /// Whether messages go to `link` now.
+    pub fn carries(&self, link: LinkId) -> bool {
+        self.carriers & bit(link) != 0
     }
 
     /// Something is going on with the master.
@@ -365,6 +378,7 @@ impl<R> Sender<R> {
         if !lost.is_up() {
             return;
         }
+        self.lost_at = Some(now);
         if self.master == Some(link) {
             self.disturbed = self.disturbed.max(now);
         }
@@ -575,6 +589,7 @@ impl<R> Sender<R> {
                         nodes.iter().zip(present).filter(|(_, count)| **count > 0).map(|(tag, _)| *tag).collect();
                     self.peers.present(&present);
                     self.look.answered(link, &present);
+                    slot.has_had.extend(&present);
                     for (question, count) in questions.into_iter().zip(counts) {
                         self.counted(now, link, question, *count, &present, actions);
                     }
@@ -637,7 +652,7 @@ impl<R> Sender<R> {
                     continue;
                 }
                 // All that was published behind it is refused as well, so that nothing overtakes it.
-                Decision::Full => self.settle_from(*number, Outcome::Busy, true, actions),
+                Decision::Full => self.settle_from(*number, (Outcome::Busy, Outcome::Busy), true, actions),
                 Decision::Absent => {
                     if let Some(link) = master_or_first(self.master, self.up) {
                         self.seek(now, link, *number, 0, actions);
@@ -706,12 +721,16 @@ impl<R> Sender<R> {
         enough
     }
 
-    /// Asks for a receipt, on every link.
+    /// Asks for a receipt, on every link; but not of a receiver that is being sought, for the search sends again once it is
+    /// found: what was lost with a node would use up the budget of all others.
     fn send_again(&mut self, now: Instant, number: Number, actions: &mut Actions<R>) {
-        let cost = f64::from(self.up.count_ones());
-        let affordable = self.spend(now, cost);
         let pause = self.trip_allowed;
-        let Some(pending) = self.log.get_mut(&number).filter(|pending| now < pending.until) else { return };
+        let Some(to) = self.log.get(&number).filter(|pending| now < pending.until).map(|pending| pending.to) else {
+            return;
+        };
+        let is_sought = self.searches.get(&to).is_some_and(|search| search.is_about(number));
+        let affordable = !is_sought && self.spend(now, f64::from(self.up.count_ones()));
+        let Some(pending) = self.log.get_mut(&number) else { return };
         pending.overdue = false;
         if affordable {
             pending.attempt = pending.attempt.saturating_add(1);
@@ -841,10 +860,16 @@ impl<R> Sender<R> {
         }
     }
 
-    /// Answers a message that failed, and those behind it that must not overtake it: `published` ones, if there is reason
+    /// Answers a message that failed, and, by the second outcome, those behind it that must not overtake it: `published` ones, if there is reason
     /// for that. If its sender may have gone to another node meanwhile, where it will ask for all of them again, in order,
     /// that is all of them.
-    pub(super) fn settle_from(&mut self, number: Number, outcome: Outcome, published: bool, actions: &mut Actions<R>) {
+    pub(super) fn settle_from(
+        &mut self,
+        number: Number,
+        (outcome, behind_it): (Outcome, Outcome),
+        published: bool,
+        actions: &mut Actions<R>,
+    ) {
         let Some(pending) = self.log.get(&number) else { return };
         let all = envelope::may_come_again(&pending.body);
         let lane = self.lanes.get(&(pending.to, pending.sender)).into_iter().flatten();
@@ -853,7 +878,7 @@ impl<R> Sender<R> {
         for behind in behind {
             let is_published = self.log.get(&behind).is_some_and(|pending| pending.published.is_some());
             if all || published && is_published {
-                self.settle(behind, outcome, actions);
+                self.settle(behind, behind_it, actions);
             }
         }
     }

@@ -43,7 +43,7 @@ async fn judge(persons: Traffic, since: Duration, limit: Duration) -> Result<Str
     ))
 }
 
-/// All gateways are replaced by those of another image, as the README has it, and the session key is changed meanwhile:
+/// All gateways are replaced by those of another image, as docs/upgrading.md has it, and the session key is changed meanwhile:
 /// everybody is told, and is elsewhere at once.
 pub(crate) async fn upgrade(project: &mut Project) -> Result<String> {
     let image = docker(&["inspect", "-f", "{{.Config.Image}}", &project.gateways[0]])?;
@@ -81,12 +81,12 @@ async fn roll(project: &mut Project, new_image: &str) -> Result<String> {
         flawless(&tally)?;
         of_all.add(tally);
         // The new key is known to all before it signs.
-        let command = match step {
-            0 => format!("texto session-key >> {KEYS}"),
-            1 => format!("umask 077; cd /var/lib/texto; tac {KEYS} > new; mv new {KEYS}"),
+        let change = match step {
+            0 => "add",
+            1 => "sign",
             _ => continue,
         };
-        docker(&["exec", &old[step + 1], "sh", "-c", &command])?;
+        docker(&["exec", &old[step + 1], "texto", "session-key", change, KEYS])?;
     }
     let (knocks, longest) = knocker.all_well()?;
     project.gateways = project.containers("gateway")?;

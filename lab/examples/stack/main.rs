@@ -111,7 +111,7 @@ async fn sessions(project: &Project) -> Result<Vec<u64>> {
 
 /// What strangers may not see, and what they may not pretend.
 async fn outside(project: &Project) -> Result<String> {
-    for path in ["/metrics", "/readyz", "/readyz?verbose", "/livez"] {
+    for path in ["/metrics", "/status", "/status.json", "/status/events", "/readyz", "/readyz?verbose", "/livez"] {
         let status = http::get(project.front, path, "").await?.status;
         ensure!(status == 404, "{path} was answered {status}");
     }
@@ -131,7 +131,7 @@ async fn outside(project: &Project) -> Result<String> {
         let ports = docker(&["port", &project.container(service)?])?;
         ensure!(ports.lines().all(|line| line.contains("127.0.0.1:")), "{service} is open to the world: {ports}");
     }
-    Ok(format!("404 for metrics and health; a forged address in none of {known} sessions"))
+    Ok(format!("404 for metrics, status and health; a forged address in none of {known} sessions"))
 }
 
 /// Starts steady traffic between pairs; nobody connects again.

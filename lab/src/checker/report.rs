@@ -42,6 +42,8 @@ pub struct Report {
     /// The longest time that an acknowledged message was on its way, in milliseconds, but for the time in which its sender
     /// or its receiver did nothing by its own wish.
     pub longest_wait_ms: f64,
+    /// The longest of all that were on their way, one a pair, in words.
+    pub longest_waits: Vec<String>,
     /// The longest time in which nobody received anything, in milliseconds.
     pub longest_silence_ms: f64,
     /// The longest time from a send to its answer, in milliseconds.

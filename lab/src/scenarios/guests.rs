@@ -49,6 +49,15 @@ impl Guest {
         }
     }
 
+    /// The same, and says that it has its token: whoever has an older one comes too late from then on.
+    async fn settle(address: SocketAddr, session: Resumable) -> Result<Self> {
+        let mut guest = Self::begin(address, session).await?;
+        let ack = guest.session.ack();
+        // Another one may have it already; then the next read says so.
+        let _ = guest.socket.send(Message::text(ack)).await;
+        Ok(guest)
+    }
+
     /// Reads for `time`: what is shown, and the close code should there be one.
     async fn read(&mut self, time: Duration) -> (Vec<String>, Option<u16>) {
         let mut shown = Vec::new();
@@ -67,7 +76,7 @@ impl Guest {
     }
 }
 
-/// Two connections with one token begin at once: exactly one of them stays, and has what is sent from then on.
+/// Two connections with one token begin at once: exactly one of them keeps the session, and has what is sent from then on.
 pub(super) async fn duels(fault: &mut Fault<'_>) -> Result<()> {
     let addresses = fault.stage.addresses();
     let mut sender = Client::connect(*addresses.last().context("no gateway")?).await?;
@@ -78,9 +87,11 @@ pub(super) async fn duels(fault: &mut Fault<'_>) -> Result<()> {
         let session = first.session.clone();
         // Whether the connection before them is there yet must not matter.
         let first = (duel % 4 < 2).then_some(first);
-        let both = tokio::join!(Guest::begin(here, session.clone()), Guest::begin(there, session.clone()));
+        let both = tokio::join!(Guest::settle(here, session.clone()), Guest::settle(there, session.clone()));
         drop(first);
         let mut standing: Vec<Guest> = [both.0, both.1].into_iter().flatten().collect();
+        // Whose token came too late is somebody else.
+        standing.retain(|guest| guest.session.id() == session.id());
         let what = format!("duel {duel} on {} gateways", if here == there { "one" } else { "two" });
         let codes = decide(&mut standing, there).await?;
         let [winner] = &mut standing[..] else {
@@ -114,8 +125,8 @@ pub(super) async fn duels(fault: &mut Fault<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all connections but one are closed. Whoever is told to connect again (1012) does so, at `there`. Returns
-/// the close codes.
+/// Waits until all connections but one are closed. Whoever is told to connect again (1012) does so, at `there`, and may be
+/// somebody else there. Returns the close codes.
 async fn decide(standing: &mut Vec<Guest>, there: SocketAddr) -> Result<Vec<u16>> {
     let began = Instant::now();
     let mut codes = Vec::new();
@@ -125,7 +136,9 @@ async fn decide(standing: &mut Vec<Guest>, there: SocketAddr) -> Result<Vec<u16>
                 codes.push(code);
                 let closed = standing.remove(place);
                 if code == 1012 {
-                    standing.push(Guest::begin(there, closed.session).await?);
+                    let id = closed.session.id();
+                    let again = Guest::settle(there, closed.session).await?;
+                    standing.extend((again.session.id() == id).then_some(again));
                 }
             }
         }

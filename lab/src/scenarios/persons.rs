@@ -21,7 +21,10 @@ const PROMPT: Manners = Manners {
     pause: (Duration::from_millis(50), Duration::from_millis(50)),
     quiet: (Duration::from_secs(10), Duration::from_secs(5)),
     dial: Duration::from_secs(1),
+    uses_library: false,
 };
+/// They have the Rust client.
+const USERS: Manners = Manners { uses_library: true, ..PROMPT };
 /// They are back at once, all of them, and have time.
 const EAGER: Manners = Manners { pause: (Duration::ZERO, Duration::ZERO), dial: Duration::from_secs(10), ..PROMPT };
 
@@ -48,6 +51,13 @@ fn reset_third(traffic: &Traffic, first: usize, pause: Duration) {
     for person in (first % 3..traffic.persons()).step_by(3) {
         traffic.order(person, Order::Reset(pause));
     }
+}
+
+/// A gateway dies, and its persons come back.
+async fn kill_one(fault: &mut Fault<'_>) -> Result<()> {
+    fault.stage.gateways[0].kill();
+    fault.wait(5.0).await;
+    fault.back().await
 }
 
 /// All gateways are restarted in order, one after the other.
@@ -107,7 +117,7 @@ async fn storm(fault: &mut Fault<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Those for persons, in the order of the README's table.
+/// Those for persons, in the order of docs/performance.md.
 pub const PERSONS: &[Scenario] = &[
     scenario!(
         "drop-clients",
@@ -145,26 +155,14 @@ pub const PERSONS: &[Scenario] = &[
         "kill-gateway",
         "SIGKILL of a gateway",
         Duration::from_millis(300),
-        |fault| {
-            Box::pin(async {
-                fault.stage.gateways[0].kill();
-                fault.wait(5.0).await;
-                fault.back().await
-            })
-        },
+        |fault| Box::pin(kill_one(fault)),
         persons: Some(PROMPT)
     ),
     scenario!(
         "kill-shared-gateway",
         "SIGKILL of a gateway; each person writes to persons on its own gateway",
         Duration::from_millis(300),
-        |fault| {
-            Box::pin(async {
-                fault.stage.gateways[0].kill();
-                fault.wait(5.0).await;
-                fault.back().await
-            })
-        },
+        |fault| Box::pin(kill_one(fault)),
         persons: Some(PROMPT),
         company: Company::Together
     ),
@@ -254,8 +252,9 @@ pub const PERSONS: &[Scenario] = &[
     scenario!(
         "cut-gateway",
         "a gateway's packets to and from all Redis and Sentinels are dropped for 25 s; its persons are asked to leave it",
-        // --isolated-after, the drain's window, and what a death may cost.
-        Duration::from_millis(15_000 + 3_000 + 300),
+        // Until a heartbeat has failed the node knows of nothing; then --isolated-after, the drain's window, and what a
+        // death may cost.
+        Duration::from_millis(1_000 + 15_000 + 3_000 + 300),
         |fault| {
             Box::pin(async {
                 let Some(network) = &fault.stage.network else { return Ok(()) };
@@ -347,5 +346,28 @@ pub const PERSONS: &[Scenario] = &[
         Duration::from_millis(100),
         |fault| Box::pin(guests::mutes(fault)),
         persons: Some(PROMPT)
+    ),
+    scenario!(
+        "library-kill-gateway",
+        "SIGKILL of a gateway; persons use the Rust client, and come back when that does",
+        // Its first pause, and what a death may cost.
+        Duration::from_millis(1_000 + 300),
+        |fault| Box::pin(kill_one(fault)),
+        persons: Some(USERS)
+    ),
+    scenario!(
+        "library-roll-gateways",
+        "all gateways are restarted in order, one after the other; persons use the Rust client",
+        // Over so long clients come back that are asked to go.
+        Duration::from_millis(250 + 300),
+        |fault| {
+            Box::pin(async {
+                fault.restart_each(1.0).await?;
+                fault.back().await
+            })
+        },
+        persons: Some(USERS),
+        flags: &["--drain-delay", "1s", "--drain-window", "3s"],
+        moves: true
     ),
 ];

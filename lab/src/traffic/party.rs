@@ -81,12 +81,15 @@ impl Party {
             }
             let may_send = self.writer.left > 0 && self.unanswered < self.writer.scene.window;
             let incoming = tokio::select! {
-                incoming = client::next(&mut socket) => Some(incoming),
-                () = self.writer.due(), if may_send => None,
+                // What has come is read before more is sent: a client that lets it wait would send for long what crosses
+                // the farewell.
+                biased;
                 changed = sending.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return None,
                 },
+                incoming = client::next(&mut socket) => Some(incoming),
+                () = self.writer.due(), if may_send => None,
             };
             match incoming {
                 Some(Incoming::Frame(frame)) => self.take(&frame),

@@ -31,6 +31,8 @@ pub struct Manners {
     pub quiet: (Duration, Duration),
     /// How long a gateway may take to accept a connection, before the next one is tried.
     pub dial: Duration,
+    /// Whether they use the Rust client, as applications do, which has manners of its own; orders are not for them.
+    pub uses_library: bool,
 }
 
 impl Default for Manners {
@@ -39,6 +41,7 @@ impl Default for Manners {
             pause: (Duration::from_millis(50), Duration::from_millis(50)),
             quiet: (Duration::from_secs(10), Duration::from_secs(5)),
             dial: Duration::from_secs(1),
+            uses_library: false,
         }
     }
 }
@@ -87,6 +90,12 @@ impl Person {
         self.begin(self.address()).await
     }
 
+    /// To any other gateway, as a load balancer would choose.
+    fn go_elsewhere(&mut self) {
+        let others = self.writer.scene.gateways.len().saturating_sub(1).max(1);
+        self.gateway += 1 + fastrand::usize(..others);
+    }
+
     fn address(&self) -> SocketAddr {
         let gateways = &self.writer.scene.gateways;
         gateways[self.gateway % gateways.len()]
@@ -120,9 +129,9 @@ impl Person {
                         self.writer.finish();
                         return;
                     }
-                    self.gateway += 1;
+                    self.go_elsewhere();
                 }
-                Lost::Silent => self.gateway += 1,
+                Lost::Silent => self.go_elsewhere(),
                 Lost::Ordered(order) => {
                     if let (Order::Reset(_), MaybeTlsStream::Plain(stream)) = (order, socket.get_ref()) {
                         // The other side sees a reset. Where that can't be had, it sees an end.
@@ -275,10 +284,10 @@ impl Person {
 }
 
 /// Counts a person that has a connection.
-struct Attached(Arc<AtomicUsize>);
+pub(super) struct Attached(Arc<AtomicUsize>);
 
 impl Attached {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
         Self(count.clone())
     }

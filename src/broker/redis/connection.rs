@@ -8,13 +8,13 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
 use crate::config::Address;
-use crate::resolver;
-use crate::secret::{Credentials, Password};
+use crate::config::secret::{Credentials, Password};
+use crate::tls::connector::{ConnectError, Connector, ServerStream};
+use crate::tls::reasons::TlsReason;
 
 /// A reply longer than this is not Redis speaking: no message comes near it.
 const MAX_REPLY: usize = 64 * 1024 * 1024;
@@ -35,6 +35,9 @@ pub enum ConnectionError {
     /// The server closed the connection.
     #[error("the server closed the connection")]
     Closed,
+    /// TLS is spoken by one side alone, or the two can't agree.
+    #[error("{0}")]
+    Tls(#[from] TlsReason),
     /// The server did not accept the credentials.
     #[error(
         "the server refused the credentials ({0}): check TEXTO_REDIS_USERNAME and TEXTO_REDIS_PASSWORD or its _FILE"
@@ -75,6 +78,7 @@ impl ConnectionError {
     pub(super) fn is_refusal(&self) -> bool {
         match self {
             Self::Silent(_) | Self::Io(_) | Self::Closed => false,
+            Self::Tls(reason) => !matches!(reason, TlsReason::Silent(_) | TlsReason::BrokenOff(_)),
             Self::Server(text) => !is_for_later(text.as_bytes()),
             Self::Refused(_) | Self::Unknown(_) | Self::Right { .. } | Self::DifferentServers => true,
             Self::Sentinel | Self::Protocol => true,
@@ -239,7 +243,7 @@ impl<'a> Cursor<'a> {
 /// The reading half. Cancel safe: what was read stays in the buffer.
 #[derive(Debug)]
 pub struct Reader {
-    stream: OwnedReadHalf,
+    stream: ReadHalf<ServerStream>,
     buffer: BytesMut,
     consumed: usize,
 }
@@ -286,7 +290,7 @@ impl Reader {
 /// The writing half.
 #[derive(Debug)]
 pub struct Writer {
-    stream: OwnedWriteHalf,
+    stream: WriteHalf<ServerStream>,
     limit: Duration,
 }
 
@@ -298,35 +302,56 @@ impl Writer {
     /// be cut, so the connection must be dropped then.
     pub async fn write(&mut self, commands: &[u8]) -> Result<(), ConnectionError> {
         let limit = self.limit + Duration::from_secs_f64(commands.len() as f64 / SLOWEST);
-        match timeout(limit, self.stream.write_all(commands)).await {
+        let write = async {
+            self.stream.write_all(commands).await?;
+            self.stream.flush().await // With TLS, the last of it may still be here.
+        };
+        match timeout(limit, write).await {
             Ok(result) => Ok(result?),
             Err(_) => Err(ConnectionError::Silent(limit)),
         }
     }
 }
 
-/// Resolves, connects, authenticates and switches to RESP3, each step within `limit`.
+/// Resolves, connects, does the TLS handshake if there is one, authenticates and switches to RESP3, each step within
+/// `limit`.
 ///
 /// # Errors
 /// What an operator should know; the address is left to the caller.
 pub async fn open(
     address: &Address,
+    connector: &Connector,
     credentials: &Credentials,
     name: &str,
     limit: Duration,
 ) -> Result<(Reader, Writer), ConnectionError> {
-    let stream = resolver::connect(&address.host, address.port, limit).await?;
-    let socket = socket2::SockRef::from(&stream);
-    socket.set_tcp_nodelay(true)?;
-    let keepalive =
-        socket2::TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
-    socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(limit.max(Duration::from_secs(1)) * 2))?;
-    let (read, write) = stream.into_split();
-    let mut reader = Reader { stream: read, buffer: BytesMut::new(), consumed: 0 };
-    let mut writer = Writer { stream: write, limit };
+    let stream = connector.connect(address, limit).await.map_err(|error| match error {
+        ConnectError::Io(error) => ConnectionError::Io(error),
+        ConnectError::Tls(reason) => ConnectionError::Tls(reason),
+    })?;
+    let told = stream.told();
+    let (read, write) = tokio::io::split(stream);
+    let reader = Reader { stream: read, buffer: BytesMut::new(), consumed: 0 };
+    let writer = Writer { stream: write, limit };
+    let error = match greet(reader, writer, credentials, name, limit).await {
+        Err(error @ (ConnectionError::Io(_) | ConnectionError::Closed | ConnectionError::Protocol)) => error,
+        result => return result,
+    };
+    let reason = match told.reason() {
+        None => connector.doubt(address, limit).await,
+        told => told,
+    };
+    Err(reason.map_or(error, ConnectionError::Tls))
+}
 
+/// Authenticates and switches to RESP3.
+async fn greet(
+    mut reader: Reader,
+    mut writer: Writer,
+    credentials: &Credentials,
+    name: &str,
+    limit: Duration,
+) -> Result<(Reader, Writer), ConnectionError> {
     let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
     let password = credentials.password.as_ref().map(Password::current);
     if let Some(password) = &password {
@@ -385,44 +410,6 @@ fn pack_length(packed: &mut Vec<u8>, kind: u8, length: usize) {
     packed.extend_from_slice(b"\r\n");
 }
 
-/// What a server says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It takes writes and replicates to the others.
-    Master,
-    /// It follows a master.
-    Replica {
-        /// The master that it follows.
-        master: Address,
-        /// Whether it has a working connection to it.
-        connected: bool,
-    },
-}
-
-/// Reads the answer to ROLE.
-///
-/// # Errors
-/// An error reply, or one that is not an answer to ROLE.
-pub fn role(reply: &Reply<'_>) -> Result<Role, ConnectionError> {
-    let parts = match reply {
-        Reply::Array(parts) => parts,
-        Reply::Error(text) => return Err(ConnectionError::from_reply(text)),
-        _ => return Err(ConnectionError::Protocol),
-    };
-    let text = |at: usize| {
-        let bytes: &[u8] = parts.get(at).and_then(Reply::text).unwrap_or_default();
-        String::from_utf8_lossy(bytes).into_owned()
-    };
-    match (text(0).as_str(), parts.get(2)) {
-        ("master", _) => Ok(Role::Master),
-        ("slave", Some(Reply::Number(port))) => Ok(Role::Replica {
-            master: Address { host: text(1), port: u16::try_from(*port).unwrap_or(0) },
-            connected: text(3) == "connected",
-        }),
-        _ => Err(ConnectionError::Protocol),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -443,17 +430,6 @@ mod tests {
         for bad in [b"hello\r\n".as_slice(), b"$x\r\n", b"*-2\r\n", b"$1\r\nabc", b"+a\n"] {
             assert!(matches!(parse(bad), Err(ConnectionError::Protocol)), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn roles() {
-        let parsed = |text: &'static [u8]| role(&parse(text).unwrap().unwrap().0);
-        assert_eq!(parsed(b"*3\r\n$6\r\nmaster\r\n:1\r\n*0\r\n").unwrap(), Role::Master);
-        let replica = b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:6379\r\n$9\r\nconnected\r\n:14\r\n";
-        let master = "h:6379".parse().unwrap();
-        assert_eq!(parsed(replica).unwrap(), Role::Replica { master, connected: true });
-        assert!(matches!(parsed(b"-NOAUTH Authentication required.\r\n"), Err(ConnectionError::Refused(_))));
-        assert!(parsed(b"*1\r\n$8\r\nsentinel\r\n").is_err());
     }
 
     #[test]

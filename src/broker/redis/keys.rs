@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use crate::repeats::Repeats;
-use crate::session_keys::Keys;
-use crate::token::Fingerprint;
+use crate::operate::repeats::Repeats;
+use crate::resume::keys::Keys;
+use crate::resume::token::Fingerprint;
 use crate::transport::envelope::{KeyList, Tag};
 
 /// The keys of this node, held against those of the others.

@@ -15,14 +15,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Shared;
-use super::connection::{self, ConnectionError, Role};
+use super::connection::{self, ConnectionError};
 use super::fleet::Slot;
 use super::probe::probe;
 use super::publishing::publishing;
+use super::role::{Progress, Role};
 use super::subscriptions::subscriptions;
 use crate::broker::{LinkState, LinkStatus};
 use crate::config::Address;
-use crate::repeats::Repeats;
+use crate::operate::chronicle::Happening;
+use crate::operate::repeats::Repeats;
+use crate::tls::reasons::Peer;
 use crate::transport::envelope::Channel;
 use crate::transport::sender::LinkId;
 
@@ -47,6 +50,7 @@ pub struct Link {
 struct State {
     stage: LinkState,
     role: Option<Role>,
+    progress: Progress,
     reason: Option<String>,
 }
 
@@ -58,7 +62,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Link {
     /// A link that is not connected yet.
     pub fn new(slot: Slot) -> Self {
-        let state = State { stage: LinkState::Connecting, role: None, reason: None };
+        let state = State { stage: LinkState::Connecting, role: None, progress: Progress::default(), reason: None };
         Self {
             slot,
             state: Mutex::new(state),
@@ -112,6 +116,17 @@ impl Link {
         }
     }
 
+    /// What the server has said of itself last, and how far it is.
+    pub(super) fn said(&self) -> (Option<Role>, Progress) {
+        let state = lock(&self.state);
+        (state.role.clone(), state.progress)
+    }
+
+    /// It was asked at `asked`, and is so far now.
+    pub(super) fn note_progress(&self, asked: Instant, offset: Option<u64>) {
+        lock(&self.state).progress.note(asked, Instant::now(), offset);
+    }
+
     /// Keeps the link up until `cancel`.
     pub(super) async fn run(self: Arc<Self>, shared: Arc<Shared>, cancel: CancellationToken) {
         let mut backoff = self.slot.backoff();
@@ -146,16 +161,24 @@ impl Link {
     fn note_loss(&self, shared: &Shared, reason: Option<&ConnectionError>) -> LinkState {
         let mut state = lock(&self.state);
         let was = state.stage;
-        *state =
-            State { stage: LinkState::Connecting, role: None, reason: reason.map(|reason| self.slot.explain(reason)) };
+        *state = State {
+            stage: LinkState::Connecting,
+            role: None,
+            progress: Progress::default(),
+            reason: reason.map(|reason| self.slot.explain(reason)),
+        };
         drop(state);
         self.show(shared, LinkState::Connecting);
-        let Some(reason) = reason else { return was };
+        let Some(failure) = reason else { return was };
         let address = self.address().to_string();
-        let reason = self.slot.explain(reason);
+        let reason = self.slot.explain(failure);
         shared.metrics.link_failures.with_label_values(&[&address]).inc();
+        if let ConnectionError::Tls(reason) = failure {
+            shared.metrics.tls.server_failed(Peer::Redis, reason);
+        }
         if let Some(again) = lock(&self.repeats).note(Instant::now(), &reason) {
             warn!(%address, ?was, %reason, "link to Redis lost, connecting again{again}");
+            shared.chronicle.note(&Happening::LinkLost { address, reason });
             self.said_lost.store(true, Ordering::Relaxed);
         }
         was
@@ -228,7 +251,9 @@ impl Attempt<'_> {
     async fn run_inner(&self, subscribing: &mut Subscribing) -> Result<Infallible, ConnectionError> {
         let (link, shared) = (self.link, self.shared);
         let limit = shared.config.heartbeat_timeout;
-        let open = || connection::open(link.address(), &shared.config.credentials, &shared.client_name, limit);
+        let config = &shared.config;
+        let open =
+            || connection::open(link.address(), &config.connector, &config.credentials, &shared.client_name, limit);
         let (mut publisher, mut subscriber) = tokio::try_join!(open(), open())?;
         let role = probe(&mut publisher, &mut subscriber, &shared.config.credentials, limit).await?;
         link.slot.note_answer();
@@ -261,10 +286,12 @@ mod tests {
     use crate::broker::redis::{RedisBroker, Sessions};
     use crate::config::Limits;
     use crate::config::{RedisConfig, TopologyConfig};
-    use crate::metrics::Metrics;
+    use crate::operate::metrics::Metrics;
+    use crate::operate::tasks::Tasks;
+    use crate::resume::windows::Windows;
     use crate::sentinel::Topology;
-    use crate::tasks::Tasks;
-    use crate::windows::Windows;
+    use crate::tls::connector::Connector;
+    use crate::tls::reasons::Peer;
 
     /// Whoever holds the link holds its number.
     #[tokio::test]
@@ -275,6 +302,7 @@ mod tests {
         let config = RedisConfig {
             topology: TopologyConfig::Fixed(address.clone()),
             credentials: Default::default(),
+            connector: Connector::plain(Peer::Redis),
             standby_subscriptions: true,
             heartbeat_timeout: Duration::from_secs(1),
             send_timeout: Duration::from_secs(5),
@@ -287,7 +315,7 @@ mod tests {
             windows: Arc::new(Windows::new(limits.resume_window, 1, metrics.clone())),
             budget: crate::outbox::tests::unbounded(),
             limits,
-            keys: crate::session_keys::Keys::own().unwrap(),
+            keys: crate::resume::keys::Keys::own().unwrap(),
         };
         let broker = RedisBroker::start(&config, "test", sessions, metrics, &tasks);
         let mut made = None;

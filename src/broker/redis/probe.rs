@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::connection::{self, ConnectionError, Reader, Reply, Role, Writer, is_unknown, pack};
-use crate::secret::Credentials;
+use super::connection::{ConnectionError, Reader, Reply, Writer, is_unknown, pack};
+use super::role::{self, Role};
+use crate::config::secret::Credentials;
 
 /// Tries each command on a channel of its own, which no node listens to, and returns what the server calls itself.
 ///
@@ -42,7 +43,7 @@ pub(super) async fn probe(
     let role = {
         let reply = next(publish_reader, limit).await?;
         judge(&reply, "ROLE", credentials)?;
-        connection::role(&reply)?
+        role::role(&reply)?
     };
     if !count {
         return Err(ConnectionError::DifferentServers);
@@ -74,7 +75,7 @@ fn judge(reply: &Reply<'_>, command: &'static str, credentials: &Credentials) ->
 
 /// What an error reply to `command` says about this user's rights, or the server's commands, and its mend; `None` if
 /// it is about something else.
-pub(super) fn refusal(text: &[u8], command: &'static str, credentials: &Credentials) -> Option<ConnectionError> {
+pub(crate) fn refusal(text: &[u8], command: &'static str, credentials: &Credentials) -> Option<ConnectionError> {
     if is_unknown(text) {
         return Some(ConnectionError::Unknown(command));
     }

@@ -8,9 +8,10 @@ use std::time::Instant;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::Shared;
-use super::connection::{self, ConnectionError, Reader, Reply, Writer, is_for_later, pack, pack_publish};
+use super::connection::{ConnectionError, Reader, Reply, Writer, is_for_later, pack, pack_publish};
 use super::link::Link;
 use super::probe::refusal;
+use super::role;
 use crate::transport::envelope::head;
 use crate::transport::sender::{Answer, Command};
 
@@ -132,8 +133,9 @@ async fn read(link: &Link, shared: &Shared, reader: &mut Reader, owed: &Queue) -
                 }
                 Owed::Role(began) => {
                     heartbeat.observe(began.elapsed().as_secs_f64());
+                    link.note_progress(began, role::replication_offset(&reply));
                     // An error is a sign of life as well; what it was stays true until it says otherwise.
-                    if !matches!(reply, Reply::Error(_)) && link.set_role(connection::role(&reply)?) {
+                    if !matches!(reply, Reply::Error(_)) && link.set_role(role::role(&reply)?) {
                         shared.roles_changed();
                     }
                 }

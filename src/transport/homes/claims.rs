@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::moves::{Goal, MoveReason};
 use super::{DISTRUST, Homes};
-use crate::outbox::Outbox;
-use crate::outbox::log::is_past;
+use crate::outbox::log::{ANY, is_past};
+use crate::outbox::{CloseOrder, Outbox};
 use crate::transport::envelope::{self, Channel, Decision, Number, Place, Tag};
 use crate::transport::inbox::Room;
 use crate::transport::peers::Standing;
@@ -32,6 +32,8 @@ pub enum Resumption {
     Refused,
     /// Nobody has it any more, or nobody could vouch for it in time.
     Lost,
+    /// Nobody could be asked: this node is cut off, or stood still a moment ago.
+    Unsure,
 }
 
 /// A claim, as it is heard.
@@ -63,6 +65,11 @@ pub(super) struct Claim {
     pub(super) heard: Option<Instant>,
 }
 
+/// What a claim says of the generations that there have been: nothing, if it goes by credentials.
+pub(super) fn told(generation: u64) -> u64 {
+    if generation == ANY { 0 } else { generation }
+}
+
 /// A claim is decided by whoever hears it, before.
 pub(super) struct Bell(bool);
 
@@ -86,11 +93,17 @@ impl<R> Transport<R> {
         actions: &mut Actions<Duty<R>>,
     ) -> Option<Resumption> {
         let outbox = self.home(client)?;
-        if is_past(outbox.generation(), generation) {
-            self.give_up(now, &mut self.homes(), client, actions);
+        let mut homes = self.homes();
+        // It is claimed, and found here once that is sure. As long as nobody can be asked, what is here is shown: its standby
+        // has all of that.
+        if !homes.is_cut_off && homes.doubted.contains_key(&client) {
             return None;
         }
-        Some(if outbox.opens_to(generation) { Resumption::Here(outbox) } else { Resumption::Refused })
+        if is_past(outbox.generation(), generation) {
+            self.give_up(now, &mut homes, client, actions);
+            return None;
+        }
+        Some(if outbox.refuses(generation) { Resumption::Refused } else { Resumption::Here(outbox) })
     }
 
     /// Has the session of `client`, for which there is a token of `generation`, come here. What becomes of it is among
@@ -124,12 +137,13 @@ impl<R> Transport<R> {
         if home.as_ref().is_some_and(|outbox| is_past(outbox.generation(), generation)) {
             return self.give_up(now, &mut homes, client, actions);
         }
-        if self.registry.copy(client).is_some_and(|copy| is_past(copy.generation(), generation)) {
-            return self.drop_copy(&mut homes, client, actions);
+        let copy = self.registry.with_copy(client, |copy| (copy.home, copy.generation));
+        if copy.is_some_and(|(_, known)| is_past(known, generation)) {
+            return self.drop_copy(client, actions);
         }
         if home.is_none()
-            && let Some(copy) = homes.copies.get(&client).copied()
-            && copy.home != tag
+            && let Some((its_home, _)) = copy
+            && its_home != tag
         {
             let knock = homes.knocks.entry(client).or_insert(Knock { call, at: now, asked: None });
             (knock.call, knock.at) = (call, now);
@@ -138,16 +152,19 @@ impl<R> Transport<R> {
             let hangs = knock.asked.is_some_and(|at| now.saturating_duration_since(at) >= ANSWER_WITHIN);
             if place.attempt > 0 && knock.asked.is_none() {
                 knock.asked = Some(now);
-                self.question(client, Channel::Node(copy.home), actions);
+                self.question(client, Channel::Node(its_home), actions);
             }
-            if (hangs || self.peers.is_gone(copy.home)) && self.may_take_over(now, &homes, client) {
-                let reason = if self.peers.hangs(copy.home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
-                homes.distrusted.insert(copy.home, now + DISTRUST);
+            if (hangs || self.peers.is_gone(its_home)) && self.may_take_over(now, &homes, client) {
+                let reason = if self.peers.hangs(its_home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
+                homes.distrusted.insert(its_home, now + DISTRUST);
                 self.take_over(now, &mut homes, client, reason, actions);
                 home = self.home(client);
             }
         }
-        if let Some(outbox) = home {
+        // One that is just over is found nowhere in a moment.
+        if let Some(outbox) = home.filter(|outbox| !outbox.is_sealed())
+            && !homes.doubted.contains_key(&client)
+        {
             self.answer_claim(now, &mut homes, &outbox, call, gathered, actions);
         }
     }
@@ -165,7 +182,7 @@ impl<R> Transport<R> {
         let client = outbox.client();
         homes.knocks.remove(&client);
         let mut due = Vec::new();
-        let is_good = outbox.opens_to(generation);
+        let is_good = !outbox.refuses(generation);
         let is_wanted = || self.peers.standing(tag, place.number) == Standing::Wanted;
         homes.bell.arrive((tag, client), place, is_wanted, || (), &mut Bell(is_good), &mut due);
         let is_new = due.iter().any(|due| !due.again && due.decision == Decision::Taken);
@@ -175,7 +192,11 @@ impl<R> Transport<R> {
                 actions.claims.push((client, Resumption::Here(outbox.clone())));
             }
         } else if is_new {
-            let to = Goal { tag, at_least: generation, reason: MoveReason::Claimed };
+            // The connection that it has may be its client's still, who has a newer token and comes back with it.
+            let is_older = generation < outbox.generation();
+            let order = if is_older { CloseOrder::Moved } else { CloseOrder::TakenOver };
+            outbox.show(generation);
+            let to = Goal { tag, at_least: told(generation), reason: MoveReason::Claimed, order };
             self.start_move(now, homes, outbox, to, actions);
         }
     }
@@ -193,7 +214,8 @@ impl<R> Transport<R> {
         }
         for client in lost {
             homes.claims.remove(&client);
-            actions.claims.push((client, Resumption::Lost));
+            let resumption = if homes.hears_others(now) { Resumption::Lost } else { Resumption::Unsure };
+            actions.claims.push((client, resumption));
         }
         for (client, generation) in again {
             self.submit_claim(now, client, generation, actions);

@@ -1,15 +1,13 @@
 //! Owns what a node makes of what others say of their sessions: the copies that it keeps for them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::{Copy, Homes, forget};
-use crate::budget::Budget;
-use crate::config::Limits;
-use crate::outbox::Outbox;
+use super::Homes;
+use crate::outbox::budget::Budget;
+use crate::outbox::copy::Copy;
 use crate::outbox::log::Origin;
 use crate::transport::envelope::{self, Channel, Holding, Number, Tag};
 use crate::transport::inbox::Room;
@@ -47,10 +45,7 @@ enum Effect {
 /// The state that a letter is held against.
 pub(super) struct Post<'a, R> {
     transport: &'a Transport<R>,
-    limits: &'a Limits,
     budget: &'a Arc<Budget>,
-    copies: &'a mut HashMap<Uuid, Copy>,
-    copies_by_home: &'a mut BTreeMap<Tag, BTreeSet<Uuid>>,
     leaving: bool,
     tag: Tag,
     effects: Vec<Effect>,
@@ -67,27 +62,27 @@ impl<R> Room<Letter> for Post<'_, R> {
 
     fn admit(&mut self, _: Number, letter: Letter) -> bool {
         let Letter { client, id, term, record } = letter;
-        let known = self.copies.get(&client).is_some_and(|copy| copy.home == self.tag && copy.term == term);
         match record {
             Record::Open(opening) => self.open(client, term, opening),
             Record::Message(taken) => {
                 let origin = taken.origin;
-                let kept = known && self.transport.registry.copy(client).is_some_and(|copy| copy.copy_taken(id, taken));
-                if kept {
-                    self.effects.push(Effect::Confirmed(origin));
-                } else {
-                    self.refuse(client, known);
+                let kept = self.with_copy(client, term, |copy| copy.take(id, taken));
+                match kept {
+                    Some(true) => self.effects.push(Effect::Confirmed(origin)),
+                    Some(false) => self.drop_copy(client), // It has a hole: it is of no use.
+                    None => self.refuse(client),
                 }
-                kept
+                kept == Some(true)
             }
-            Record::Had(had, generation) => {
-                match self.transport.registry.copy(client).filter(|_| known) {
-                    Some(copy) => copy.copy_had(had, generation),
-                    None => self.refuse(client, known),
+            Record::Had { had, generation, proven } => {
+                let known = self.with_copy(client, term, |copy| copy.learn(had, generation, proven)).is_some();
+                if !known {
+                    self.refuse(client);
                 }
                 known
             }
-            Record::Promote(generation) => {
+            Record::Promote { generation, proven } => {
+                let known = self.with_copy(client, term, |copy| copy.learn(0, 0, proven)).is_some();
                 let home = self.transport.home(client).is_some_and(|outbox| outbox.generation() >= generation);
                 if known {
                     self.effects.push(Effect::Promoted(client, generation));
@@ -95,7 +90,7 @@ impl<R> Room<Letter> for Post<'_, R> {
                 known || home
             }
             Record::End => {
-                if known {
+                if self.with_copy(client, term, |_| ()).is_some() {
                     self.drop_copy(client);
                 }
                 true
@@ -119,36 +114,35 @@ impl<R> Post<'_, R> {
         if self.leaving {
             return false;
         }
-        let generation = self.transport.registry.copy(client).map_or(0, |copy| copy.generation());
-        if generation > opening.generation {
-            self.refuse(client, false);
+        let registry = &self.transport.registry;
+        if registry.with_copy(client, |copy| copy.generation > opening.generation) == Some(true) {
+            self.refuse(client);
             return false; // An older home, that has not heard of its successor.
         }
-        self.drop_copy(client);
-        self.transport.registry.keep_copy(Arc::new(Outbox::copy(client, opening, self.limits, self.budget)));
-        self.copies.insert(client, Copy { home: self.tag, term });
-        self.copies_by_home.entry(self.tag).or_default().insert(client);
+        registry.keep_copy(client, Box::new(Copy::new(self.tag, term, opening, self.budget)));
         self.effects.push(Effect::Changed(Channel::Claim(client)));
         true
     }
 
-    fn refuse(&mut self, client: Uuid, known: bool) {
-        if known {
-            self.drop_copy(client); // It has a hole: it is of no use.
-        } else if self.transport.session(client).is_some() {
+    /// What `f` makes of the copy, if this letter is by its home, and to this standby of it.
+    fn with_copy<T>(&self, client: Uuid, term: u64, f: impl FnOnce(&mut Copy) -> T) -> Option<T> {
+        let of_ours = |copy: &mut Copy| (copy.home == self.tag && copy.term == term).then(|| f(copy));
+        self.transport.registry.with_copy(client, of_ours).flatten()
+    }
+
+    /// The other is told who has the session, as far as this node knows.
+    fn refuse(&mut self, client: Uuid) {
+        if self.transport.session(client).is_some() {
             self.effects.push(Effect::Held(client));
-        } else if let (Some(Copy { home, term }), Some(copy)) =
-            (self.copies.get(&client).copied(), self.transport.registry.copy(client))
+        } else if let Some((home, term, generation)) =
+            self.transport.registry.with_copy(client, |copy| (copy.home, copy.term, copy.generation))
         {
-            let holding = Holding { client, generation: copy.generation(), term };
-            self.effects.push(Effect::HeldBy(home, holding));
+            self.effects.push(Effect::HeldBy(home, Holding { client, generation, term }));
         }
     }
 
     fn drop_copy(&mut self, client: Uuid) {
-        if let Some(copy) = self.copies.remove(&client) {
-            forget(self.copies_by_home, copy.home, client);
-            self.transport.registry.remove_copy(client);
+        if self.transport.registry.remove_copy(client) {
             self.effects.push(Effect::Changed(Channel::Claim(client)));
         }
     }
@@ -166,18 +160,8 @@ impl<R> Transport<R> {
         let (tag, client) = (envelope.tag, envelope.sender);
         let Some((term, record)) = record::decode(envelope.text) else { return false };
         let mut homes = self.homes();
-        let Homes { limits, budget, desk, copies, copies_by_home, leaving, .. } = &mut *homes;
-        let mut post = Post {
-            transport: self,
-            limits,
-            budget,
-            copies,
-            copies_by_home,
-            leaving: *leaving,
-            tag,
-            effects: Vec::new(),
-            waiting: 0,
-        };
+        let Homes { budget, desk, leaving, .. } = &mut *homes;
+        let mut post = Post { transport: self, budget, leaving: *leaving, tag, effects: Vec::new(), waiting: 0 };
         let make = || Letter { client, id: envelope.id, term, record };
         let mut due = Vec::new();
         let is_wanted = || self.peers.standing(tag, envelope.place.number) == Standing::Wanted;

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::claims::Resumption;
+use super::Homes;
+use super::claims::{Resumption, told};
 use super::standbys::REFUSED;
-use super::{Homes, forget};
-use crate::outbox::log::moved;
+use crate::outbox::copy::Copy;
+use crate::outbox::log::{Position, moved};
 use crate::outbox::{CloseOrder, Outbox, Outcome};
 use crate::transport::envelope::{self, Channel, Holding, Tag};
 use crate::transport::record::Record;
@@ -44,11 +45,6 @@ impl MoveReason {
             Self::GivenUp => "given_up",
         }
     }
-
-    /// How the connection ends that the session had.
-    fn order(self) -> CloseOrder {
-        if self == Self::Claimed { CloseOrder::TakenOver } else { CloseOrder::Moved }
-    }
 }
 
 /// Where a session is to go.
@@ -59,6 +55,8 @@ pub(super) struct Goal {
     pub(super) at_least: u64,
     /// Why.
     pub(super) reason: MoveReason,
+    /// How the connection ends that it has.
+    pub(super) order: CloseOrder,
 }
 
 /// A session on its way to another node.
@@ -72,6 +70,11 @@ pub(super) struct Move {
     pub(super) old: Option<(Tag, u64)>,
 }
 
+/// What makes a standby that has everything the home of this generation.
+fn promote(outbox: &Outbox, generation: u64) -> (Record, Uuid, Position) {
+    (Record::Promote { generation, proven: outbox.proven() }, Uuid::nil(), 0)
+}
+
 impl<R> Transport<R> {
     /// This node's copy is the session from now on.
     pub(super) fn become_home(
@@ -82,11 +85,8 @@ impl<R> Transport<R> {
         generation: u64,
         actions: &mut Actions<Duty<R>>,
     ) {
-        let Some(copy) = homes.copies.remove(&client) else { return };
-        forget(&mut homes.copies_by_home, copy.home, client);
-        let Some(outbox) = self.registry.remove_copy(client) else { return };
-        outbox.promote(now, generation);
-        self.registry.keep(outbox.clone());
+        let promote = |copy| Outbox::promoted(now, client, generation, copy, &homes.limits);
+        let Some(outbox) = self.registry.promote(client, promote) else { return };
         actions.changed.push(Channel::Client(client));
         self.ensure_standby(now, homes, &outbox, actions);
         if homes.claims.remove(&client).is_some() {
@@ -98,9 +98,10 @@ impl<R> Transport<R> {
 
     /// Whether this node's copy is complete, and the newest as far as is known.
     pub(super) fn may_take_over(&self, now: Instant, homes: &Homes, client: Uuid) -> bool {
-        let Some(copy) = self.registry.copy(client) else { return false };
-        let is_newest = self.session(client).is_none_or(|session| session.generation() < copy.generation());
-        is_newest && copy.is_complete() && homes.is_rested(now) && !homes.unsure.contains(&client)
+        let of = |copy: &mut Copy| (copy.generation, copy.is_complete());
+        let Some((generation, is_complete)) = self.registry.with_copy(client, of) else { return false };
+        let is_newest = self.session(client).is_none_or(|session| session.generation() < generation);
+        is_newest && is_complete && homes.is_rested(now) && !homes.unsure.contains(&client)
     }
 
     /// This node's copy is the session from now on, for its home is gone.
@@ -112,8 +113,8 @@ impl<R> Transport<R> {
         reason: MoveReason,
         actions: &mut Actions<Duty<R>>,
     ) {
-        let known = self.registry.copy(client).map_or(0, |copy| copy.generation());
-        let knock = homes.knocks.get(&client).map_or(0, |knock| knock.call.generation);
+        let known = self.registry.with_copy(client, |copy| copy.generation).unwrap_or(0);
+        let knock = homes.knocks.get(&client).map_or(0, |knock| told(knock.call.generation));
         self.become_home(now, homes, client, moved(known.max(knock)), actions);
         if let Some(outbox) = self.home(client) {
             actions.figures.moves.push(reason);
@@ -127,32 +128,28 @@ impl<R> Transport<R> {
         now: Instant,
         homes: &mut Homes,
         outbox: &Arc<Outbox>,
-        Goal { tag: to, at_least, reason }: Goal,
+        Goal { tag: to, at_least, reason, order }: Goal,
         actions: &mut Actions<Duty<R>>,
     ) {
         if !outbox.freeze() {
             return;
         }
-        outbox.close(reason.order());
+        outbox.close(order);
+        outbox.wait(false); // Should it stay here after all, it is not doubted any more.
         let client = outbox.client();
         let old = outbox.standby();
-        homes.alone.remove(&client);
-        homes.lacking.forget(client);
-        if let Some((tag, _)) = old {
-            forget(&mut homes.by_standby, tag, client);
-        }
+        homes.let_go(client, old);
         let generation = moved(outbox.generation().max(at_least));
         let mut sender = self.sender();
-        let (term, records) = match old {
+        let (term, mut records) = match old {
             Some((tag, term)) if tag == to => (term, outbox.next_records()),
             _ => {
                 let term = homes.new_term();
                 (term, outbox.open_standby(to, term))
             }
         };
+        records.push(promote(outbox, generation));
         self.submit_records(&mut sender, now, client, (to, term), records, actions);
-        let promote = vec![(Record::Promote(generation), Uuid::nil(), 0)];
-        self.submit_records(&mut sender, now, client, (to, term), promote, actions);
         let old = old.filter(|(tag, _)| *tag != to);
         homes.moves.insert(client, Move { to, term, generation, reason, old });
     }
@@ -162,7 +159,7 @@ impl<R> Transport<R> {
         let Some(outbox) = self.home(client) else { return false };
         let mut homes = self.homes();
         let Some((to, _)) = outbox.standby() else { return false };
-        let to = Goal { tag: to, at_least: 0, reason: MoveReason::Drained };
+        let to = Goal { tag: to, at_least: 0, reason: MoveReason::Drained, order: CloseOrder::Moved };
         self.start_move(now, &mut homes, &outbox, to, actions);
         true
     }
@@ -192,10 +189,9 @@ impl<R> Transport<R> {
             Outcome::Unreachable if !self.peers.is_gone(step.to) => {
                 let term = homes.new_term();
                 let mut sender = self.sender();
-                let records = outbox.open_standby(step.to, term);
+                let mut records = outbox.open_standby(step.to, term);
+                records.push(promote(&outbox, step.generation));
                 self.submit_records(&mut sender, now, client, (step.to, term), records, actions);
-                let promote = vec![(Record::Promote(step.generation), Uuid::nil(), 0)];
-                self.submit_records(&mut sender, now, client, (step.to, term), promote, actions);
                 homes.moves.insert(client, Move { term, ..step });
             }
             _ => {
@@ -220,12 +216,11 @@ impl<R> Transport<R> {
         let Some(outbox) = self.session(client) else { return };
         outbox.freeze();
         outbox.close(CloseOrder::Moved);
-        homes.alone.remove(&client);
-        homes.lacking.forget(client);
+        let standby = outbox.standby();
+        homes.let_go(client, standby);
         homes.moves.remove(&client);
         actions.figures.moves.push(MoveReason::GivenUp);
-        if let Some((tag, term)) = outbox.standby() {
-            forget(&mut homes.by_standby, tag, client);
+        if let Some((tag, term)) = standby {
             self.dismiss(now, client, tag, term, actions);
         }
         homes.moved.push_back((now, outbox));
@@ -244,14 +239,15 @@ impl<R> Transport<R> {
             } else {
                 self.announce(&outbox, Some(tag), actions);
             }
-        } else if let (Some(copy), Some(known)) = (homes.copies.get(&client).copied(), self.registry.copy(client)) {
-            if copy.home == tag {
+        } else if let Some((home, term, generation)) =
+            self.registry.with_copy(client, |copy| (copy.home, copy.term, copy.generation))
+        {
+            if home == tag {
                 homes.knocks.remove(&client); // It lives.
             }
-            let is_old =
-                if copy.home == tag { copy.term < holding.term } else { known.generation() < holding.generation };
+            let is_old = if home == tag { term < holding.term } else { generation < holding.generation };
             if is_old {
-                self.drop_copy(&mut homes, client, actions);
+                self.drop_copy(client, actions);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Homes, forget};
+use super::{Doubt, Homes, forget};
 use crate::outbox::Outbox;
 use crate::outbox::log::{Origin, Position};
 use crate::transport::envelope::{self, Channel, Tag};
@@ -94,6 +94,8 @@ impl<R> Transport<R> {
             Some(tag) => self.open_standby(now, homes, outbox, tag, actions),
             None => {
                 homes.alone.insert(client);
+                homes.doubted.remove(&client);
+                outbox.wait(false);
                 homes.lacking.lose(now, client);
                 let waiting = outbox.stand_alone();
                 self.tell(now, waiting, actions);
@@ -113,6 +115,9 @@ impl<R> Transport<R> {
         homes.alone.remove(&client);
         homes.by_standby.entry(tag).or_default().insert(client);
         let term = homes.new_term();
+        if let Some(doubt) = homes.doubted.get_mut(&client) {
+            *doubt = Doubt::Asked(term);
+        }
         // What is taken meanwhile by another thread comes behind this.
         let mut sender = self.sender();
         let records = outbox.open_standby(tag, term);
@@ -155,9 +160,17 @@ impl<R> Transport<R> {
         if !homes.is_rested(now) {
             return homes.refused.push_back((now + REFUSED, client, term));
         }
+        if self.is_unvouched(homes, client, tag) {
+            homes.refusals.remove(&client);
+            return self.give_up(now, homes, client, actions);
+        }
+        let is_doubted = homes.doubted.contains_key(&client);
+        if is_doubted && self.peers.has_left(tag) {
+            return; // Others are asked, and then it gets another.
+        }
         let times = homes.refusals.entry(client).or_default();
         *times += 1;
-        if *times <= REFUSALS && !self.peers.is_gone(tag) && !self.peers.is_leaving(tag) {
+        if *times <= REFUSALS && !self.peers.is_gone(tag) && (is_doubted || !self.peers.is_leaving(tag)) {
             self.open_standby(now, homes, &outbox, tag, actions);
         } else {
             homes.refusals.remove(&client);
@@ -208,7 +221,7 @@ impl<R> Transport<R> {
         let mut owed = 0;
         for (record, id, position) in records {
             let duty = match record {
-                Record::Promote(_) => Duty::Promote { client, term },
+                Record::Promote { .. } => Duty::Promote { client, term },
                 Record::End => Duty::End,
                 _ => {
                     owed += 1;

@@ -1,6 +1,6 @@
 //! Owns what a link is to send, and what its server has yet to answer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,6 +27,8 @@ pub(super) struct Link {
     pub(super) receipts: BTreeMap<Tag, Vec<(Number, Decision)>>,
     pub(super) receipts_in_flight: usize,
     pub(super) questions: Vec<Question>,
+    /// The nodes that it has had since it is up.
+    pub(super) has_had: HashSet<Tag>,
     /// It is to be asked which nodes it has.
     pub(super) look: bool,
     pub(super) flight: VecDeque<Sent>,

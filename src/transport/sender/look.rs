@@ -5,10 +5,12 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use super::link::Link;
 use super::{Actions, LinkId, Links, Sender, bit, links};
 use crate::transport::envelope::Tag;
 
-/// What a link says counts once it has held for so long: after an outage the others may not be back yet.
+/// A node that has not been seen since a link is up may come yet, for so long: after an outage the others are not back at
+/// once.
 const RELY_AFTER: Duration = Duration::from_secs(2);
 
 /// A look that is under way.
@@ -31,23 +33,37 @@ impl Look {
 }
 
 impl<R> Sender<R> {
-    /// Ends the look that is under way, if every server has answered that can, and begins another.
-    pub fn look(&mut self, now: Instant, actions: &mut Actions<R>) {
-        let suspects = links(self.up).filter(|link| self.links[*link].suspect).fold(0, |set, link| set | bit(link));
-        if self.look.waiting & self.up & !suspects != 0 {
-            return;
+    /// Ends the look that is under way, if every server has answered that can. Returns whether it has ended.
+    pub fn look_ends(&mut self, now: Instant) -> bool {
+        if self.look.waiting & self.up & !self.silent() != 0 {
+            return false;
         }
         let held = |link: &LinkId| {
             self.links[*link].up_since.is_some_and(|since| now.saturating_duration_since(since) >= RELY_AFTER)
         };
-        let look = std::mem::take(&mut self.look);
-        if links(look.answered & self.up).any(|link| held(&link)) {
-            self.peers.looked(&look.asked, &look.present);
+        let Look { mut asked, answered, present, .. } = std::mem::take(&mut self.look);
+        let answered = answered & self.up;
+        let has_held = links(answered).any(|link| held(&link));
+        let has_been_seen = |link: &Link, tag: Tag| {
+            link.has_had.contains(&tag)
+                || link.up_since.is_some_and(|up| self.peers.met(tag).is_some_and(|met| met >= up))
+        };
+        asked.retain(|tag| has_held || links(answered).any(|link| has_been_seen(&self.links[link], *tag)));
+        self.peers.looked(&asked, &present);
+        true
+    }
+
+    /// Begins another look, unless one is under way.
+    pub fn look(&mut self, now: Instant, actions: &mut Actions<R>) {
+        if !self.look_ends(now) {
+            return;
         }
-        self.look = Look { asked: self.peers.tags(), waiting: self.up, ..Look::default() };
+        let tags = self.peers.tags();
         for link in links(self.up) {
+            self.links[link].has_had.retain(|tag| tags.binary_search(tag).is_ok());
             self.links[link].look = true;
             actions.wake |= bit(link);
         }
+        self.look = Look { asked: tags, waiting: self.up, ..Look::default() };
     }
 }

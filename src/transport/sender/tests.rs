@@ -147,3 +147,107 @@ fn in_motion_one_server_does_not_speak_for_the_others() {
     assert_eq!(ask(LINK, 0), [], "the other may know better");
     assert_eq!(ask(other, 0), [(0, Outcome::NotConnected)]);
 }
+
+/// Nobody is counted for a message, while there is no master and two servers are there; `trouble` is what happens before
+/// both are asked. How long it takes until nobody is said to be there.
+fn sought_on_two(trouble: impl Fn(&mut Sender<usize>, Instant), answer: impl Fn(LinkId, usize) -> Answer) -> Duration {
+    let (mut sender, start) = sender(1, 10);
+    sender.peers.listening(start - Duration::from_secs(1));
+    let mut actions = Actions::default();
+    sender.link_up(start, LINK + 1, &mut actions);
+    sender.set_master(start, None, &mut actions);
+    trouble(&mut sender, start);
+    let mut now = start;
+    while now < start + Duration::from_secs(3) {
+        for link in links(sender.up) {
+            let batch = sender.next_batch(now, link);
+            let answers = batch.iter().map(|command| match command {
+                Command::Count(channels) => answer(link, channels.len()),
+                _ => Answer::Receivers(0),
+            });
+            let answers = answers.collect();
+            sender.answered(now, link, answers, &mut actions);
+        }
+        sender.tick(now, &mut actions);
+        if let Some((_, outcome)) = actions.decided.pop() {
+            assert_eq!(outcome, Outcome::NotConnected);
+            return now - start;
+        }
+        now += Duration::from_millis(5);
+    }
+    panic!("nothing was decided");
+}
+
+#[test]
+fn who_was_greeted_by_a_server_that_is_lost_is_not_absent() {
+    let calm = sought_on_two(|_, _| {}, |_, channels| nobody(channels));
+    assert!(calm < Duration::from_millis(100), "{calm:?}");
+    let lose = |sender: &mut Sender<usize>, now| sender.link_lost(now, LINK + 1, &mut Actions::default());
+    let lost = sought_on_two(lose, |_, channels| nobody(channels));
+    assert!(lost >= search::UNHEARD && lost < search::UNHEARD + 2 * PAUSE_MOST, "{lost:?}");
+}
+
+#[test]
+fn who_was_greeted_by_a_server_that_says_nothing_or_has_lost_its_node_is_not_absent() {
+    let refuses = |link, channels| if link == LINK { nobody(channels) } else { Answer::Error };
+    let lacks = |link, channels| if link == LINK { nobody(channels) } else { Answer::Counts(vec![0; channels]) };
+    for took in [sought_on_two(|_, _| {}, refuses), sought_on_two(|_, _| {}, lacks)] {
+        assert!(took >= search::UNHEARD && took < search::UNHEARD + 2 * PAUSE_MOST, "{took:?}");
+    }
+}
+
+/// A message to somebody whose node is nowhere, for a second: how often it is published. `answer`: what servers say of
+/// the receiver; `absent`: whether whoever gets the message is about to hand the receiver on to another node.
+fn published(answer: u64, absent: bool) -> Vec<Duration> {
+    let start = Instant::now();
+    let (send, hedge) = (Duration::from_secs(5), Duration::from_millis(100));
+    let times = Times { send, hedge, settle: SETTLE, max_bytes: usize::MAX };
+    let peers = Arc::new(Peers::new(start, 1));
+    let other = super::super::envelope::Hello { floor: 0, writes: 0, reads: 0, name: String::new() };
+    let nonce = peers.question(start, 2, false).unwrap();
+    assert!(peers.answered(start, 2, nonce, &other));
+    peers.listening(start - Duration::from_secs(1));
+    let mut sender = Sender::new(start, times, peers, fastrand::Rng::with_seed(1));
+    let mut actions = Actions::default();
+    sender.link_up(start, LINK, &mut actions);
+    sender.set_master(start, Some(LINK), &mut actions);
+    sender.submit(start, Uuid::nil(), Channel::Client(Uuid::nil()), vec![0; 10].into(), 0, &mut actions);
+    let (mut now, mut at) = (start, Vec::new());
+    while now < start + Duration::from_secs(1) {
+        let mut answers = Vec::new();
+        for command in sender.next_batch(now, LINK) {
+            answers.push(match command {
+                Command::Message(..) => {
+                    at.push(now - start);
+                    Answer::Receivers(u64::from(at.len() > 1) * answer)
+                }
+                // The receiver; this node; the other, which is nowhere.
+                Command::Count(channels) => {
+                    assert_eq!(channels.len(), 3);
+                    Answer::Counts(vec![answer, 1, 0])
+                }
+                Command::Control(..) => Answer::Receivers(1),
+            });
+        }
+        let is_found = answers.iter().any(|answer| matches!(answer, Answer::Receivers(1..)));
+        sender.answered(now, LINK, answers, &mut actions);
+        if absent && is_found {
+            sender.receipts(now, &[(1, Decision::Absent)], &mut actions);
+        }
+        sender.tick(now, &mut actions);
+        now += Duration::from_millis(5);
+    }
+    at
+}
+
+#[test]
+fn what_is_sought_is_not_sent_again_and_uses_up_nobodys_budget() {
+    assert_eq!(published(0, false).len(), 1);
+}
+
+#[test]
+fn who_was_found_on_its_way_to_another_node_is_asked_about_again_at_once() {
+    let at = published(1, true);
+    let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    assert!(longest <= 2 * search::PAUSE_YOUNG, "{at:?}");
+}

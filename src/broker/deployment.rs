@@ -1,0 +1,60 @@
+//! Owns the words for what a broker sees of the whole deployment: for people, and so with names instead of numbers.
+
+use serde::Serialize;
+
+use super::LinkState;
+use crate::operate::chronicle::Noted;
+use crate::transport::peers::roll::Member;
+
+/// The deployment, as this node sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Deployment {
+    /// What goes on with Redis.
+    pub movement: Movement,
+    /// The other gateways.
+    pub gateways: Vec<Member>,
+    /// The Redis servers.
+    pub servers: Vec<ServerView>,
+    /// What happened lately, the newest first.
+    pub events: Vec<Noted>,
+}
+
+/// What goes on with Redis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Movement {
+    /// Nothing: messages go to the master alone.
+    #[default]
+    Calm,
+    /// The master was in doubt a moment ago: messages go to every server.
+    Motion,
+    /// The Sentinels replace the master: messages go to every server.
+    Failover,
+    /// No server can be used: messages wait until their deadline.
+    Outage,
+}
+
+/// A Redis server, as this node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServerView {
+    /// Its address.
+    pub address: String,
+    /// Whether it is the master for the Sentinels, or the only server.
+    pub is_master: bool,
+    /// "master" or "replica", as it says itself.
+    pub role: Option<&'static str>,
+    /// The link of this node to it.
+    pub link: LinkState,
+    /// Whether the Sentinels hold it for alive.
+    pub expected: bool,
+    /// Whether messages go to it now.
+    pub carries: bool,
+    /// Whether it is connected to its master, if it is a replica.
+    pub follows: Option<bool>,
+    /// Bytes of the master's stream that it lacks, if it is a replica.
+    pub behind_bytes: Option<u64>,
+    /// Milliseconds that its last answer to ROLE took.
+    pub answers_in_ms: Option<f64>,
+    /// Why there is no link.
+    pub reason: Option<String>,
+}

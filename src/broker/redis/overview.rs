@@ -1,0 +1,145 @@
+//! Owns what people see of the deployment from here: how it is now, and who of the other gateways comes and goes.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use super::role::Role;
+use super::{Shared, lock};
+use crate::broker::LinkState;
+use crate::broker::deployment::{Deployment, Movement, ServerView};
+use crate::config::Address;
+use crate::operate::chronicle::Happening;
+use crate::transport::envelope::Tag;
+use crate::transport::peers::roll::{Life, Member};
+
+/// The other gateways, when they were looked at last.
+#[derive(Debug, Default)]
+pub(super) struct Roll(Mutex<BTreeMap<Tag, (String, Life)>>);
+
+impl Roll {
+    /// What is new about the others.
+    fn changes(&self, members: Vec<Member>) -> Vec<Happening> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever hears nobody knows nothing of them.
+        if members.iter().any(|member| member.life == Life::Unknown) {
+            return Vec::new();
+        }
+        let mut before = std::mem::take(&mut *known);
+        let mut changes = Vec::new();
+        for Member { tag, name, life, .. } in members {
+            let was = before.remove(&tag).map(|(_, life)| life);
+            if was != Some(life) {
+                let name = name.clone();
+                changes.extend(match life {
+                    Life::Alive => Some(Happening::GatewayCame { name }),
+                    Life::Leaving => Some(Happening::GatewayLeaves { name }),
+                    Life::Silent => Some(Happening::GatewaySilent { name }),
+                    Life::Gone => Some(Happening::GatewayGone { name }),
+                    Life::Unknown => None,
+                });
+            }
+            known.insert(tag, (name, life));
+        }
+        let left = before.into_values().filter(|(_, life)| *life != Life::Gone);
+        changes.extend(left.map(|(name, _)| Happening::GatewayGone { name }));
+        changes
+    }
+}
+
+impl Shared {
+    /// Takes note of gateways that came or went.
+    pub(super) fn note_gateways(&self, now: Instant) {
+        for change in self.roll.changes(self.transport.roll(now)) {
+            self.chronicle.note(&change);
+        }
+    }
+
+    /// Takes note of the end of a failover, if one goes on.
+    pub(super) fn note_calm(&self, now: Instant) {
+        if !self.chronicle.is_failing_over() {
+            return;
+        }
+        let (master, master_down) = {
+            let topology = self.topology.borrow();
+            (topology.master.as_ref().map(Address::to_string), topology.master_down)
+        };
+        let is_calm = !master_down && !self.transport.sender().in_motion(now);
+        if let Some(master) = master.filter(|_| is_calm) {
+            self.chronicle.is_calm(now, &master);
+        }
+    }
+
+    /// The deployment now. Nobody is asked: it is what the links have heard anyway.
+    pub(super) fn deployment(&self, now: Instant) -> Deployment {
+        let topology = self.topology.borrow().clone();
+        let links: Vec<_> =
+            lock(&self.fleet).links().map(|(running, expected)| (running.link.clone(), expected)).collect();
+        let (in_motion, carries): (bool, Vec<bool>) = {
+            let sender = self.transport.sender();
+            (sender.in_motion(now), links.iter().map(|(link, _)| sender.carries(link.id())).collect())
+        };
+        let said: Vec<_> = links.iter().map(|(link, _)| link.said()).collect();
+        let is_master = |address: &Address| topology.master.as_ref() == Some(address);
+        let master = links
+            .iter()
+            .zip(&said)
+            .find(|((link, _), (role, _))| is_master(link.address()) && *role == Some(Role::Master));
+        let master = master.map(|(_, (_, progress))| *progress);
+        let servers: Vec<ServerView> = links
+            .iter()
+            .zip(said)
+            .zip(carries)
+            .map(|(((link, expected), (role, progress)), carries)| {
+                let status = link.status(*expected);
+                let follows = match role {
+                    Some(Role::Replica { connected, .. }) => Some(connected),
+                    Some(Role::Master) | None => None,
+                };
+                ServerView {
+                    is_master: is_master(link.address()),
+                    address: status.address,
+                    role: status.role,
+                    link: status.state,
+                    expected: status.expected,
+                    carries,
+                    follows,
+                    behind_bytes: follows.and(master).and_then(|master| progress.behind(&master)),
+                    answers_in_ms: progress.trip().map(|trip| trip.as_secs_f64() * 1e3),
+                    reason: status.reason,
+                }
+            })
+            .collect();
+        let movement = match () {
+            () if servers.iter().all(|server| server.link == LinkState::Connecting) => Movement::Outage,
+            () if topology.master_down || self.chronicle.is_failing_over() => Movement::Failover,
+            () if in_motion => Movement::Motion,
+            () => Movement::Calm,
+        };
+        Deployment { movement, gateways: self.transport.roll(now), servers, events: self.chronicle.latest() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn gateways_come_and_go_once_each() {
+        let roll = Roll::default();
+        let member = |tag, name: &str, life| Member { tag, name: name.to_owned(), life, silence: Duration::ZERO };
+        let changes = |members: &[Member]| -> Vec<String> {
+            roll.changes(members.to_vec()).iter().map(ToString::to_string).collect()
+        };
+        let (one, two) = (member(1, "one", Life::Alive), member(2, "two", Life::Alive));
+        assert_eq!(changes(&[one.clone(), two.clone()]), ["Gateway one is there", "Gateway two is there"]);
+        assert_eq!(changes(&[one.clone(), two.clone()]), [""; 0]);
+        let unknown = [member(1, "one", Life::Unknown), member(2, "two", Life::Unknown)];
+        assert_eq!(changes(&unknown), [""; 0], "this node is cut off, and they may live");
+        assert_eq!(changes(&[member(1, "one", Life::Leaving), two]), ["Gateway one drains"]);
+        assert_eq!(changes(&[member(2, "two", Life::Gone)]), ["Gateway two is gone", "Gateway one is gone"]);
+        assert_eq!(changes(&[]), [""; 0], "it was gone before");
+    }
+}

@@ -1,0 +1,345 @@
+//! Owns the answers to "do you live" and "may you get traffic", in the form of
+//! `application/health+json` (draft-inadarei-api-health-check-06) or as text for people.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use crate::access::source::KeySource;
+use crate::broker::{Broker, BrokerStatus, LinkState};
+use crate::operate::isolation::is_cut_off;
+use crate::operate::metrics::Metrics;
+
+/// The runtime is stuck when its own heartbeat is older than this.
+const STUCK: Duration = Duration::from_secs(10);
+const BEAT: Duration = Duration::from_millis(500);
+
+/// Where a gateway stands in its life; it only moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Lifecycle {
+    /// It takes sessions.
+    Serving = 0,
+    /// It serves on, but takes no new sessions: load balancers are to notice.
+    Draining = 1,
+    /// It closes its sessions.
+    Closing = 2,
+    /// It is done.
+    Stopped = 3,
+}
+
+/// The health of one gateway.
+#[derive(Debug)]
+pub struct Health {
+    node_id: String,
+    ready_grace: Duration,
+    isolated_after: Duration,
+    lifecycle: AtomicU8,
+    started: Instant,
+    beat_ms: AtomicU64,
+    broker: Arc<dyn Broker>,
+    seats: Arc<Semaphore>,
+    max_connections: usize,
+    auth_keys: Option<Arc<KeySource>>,
+    metrics: Arc<Metrics>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// All is well.
+    Pass,
+    /// Something is wrong, but the node does its work.
+    Warn,
+    /// The node must not get traffic.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    #[serde(skip)]
+    name: &'static str,
+    status: Status,
+    #[serde(rename = "observedValue")]
+    observed: Value,
+    /// The reason, where the status is not `pass`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
+}
+
+/// The whole picture.
+#[derive(Debug)]
+pub struct Report {
+    status: Status,
+    node_id: String,
+    checks: Vec<Check>,
+}
+
+impl Report {
+    /// Whether the node may get traffic.
+    pub fn is_ready(&self) -> bool {
+        self.status != Status::Fail
+    }
+
+    /// What is wrong, a sentence each.
+    pub fn problems(&self) -> impl Iterator<Item = &str> {
+        self.checks.iter().filter_map(|check| check.output.as_deref())
+    }
+
+    /// As `application/health+json`.
+    pub fn json(&self) -> String {
+        let checks: serde_json::Map<String, Value> =
+            self.checks.iter().map(|check| (check.name.to_owned(), json!([check]))).collect();
+        json!({
+            "status": self.status,
+            "version": "1",
+            "releaseId": env!("CARGO_PKG_VERSION"),
+            "serviceId": self.node_id,
+            "description": "Texto gateway",
+            "checks": checks,
+        })
+        .to_string()
+    }
+
+    /// As text: one line a check.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for Check { name, status, observed, output } in &self.checks {
+            let mark = match status {
+                Status::Pass => "[+]",
+                Status::Warn => "[!]",
+                Status::Fail => "[-]",
+            };
+            let output = output.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{mark} {name} {observed}{output}");
+        }
+        let _ = writeln!(text, "{} {}", self.node_id, if self.is_ready() { "is ready" } else { "is not ready" });
+        text
+    }
+}
+
+impl Health {
+    /// The health of a gateway that starts to serve now. `seats` are the places for sessions.
+    pub fn new(
+        node_id: &str,
+        ready_grace: Duration,
+        isolated_after: Duration,
+        broker: Arc<dyn Broker>,
+        seats: Arc<Semaphore>,
+        max_connections: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            node_id: node_id.to_owned(),
+            ready_grace,
+            isolated_after,
+            lifecycle: AtomicU8::new(Lifecycle::Serving as u8),
+            started: Instant::now(),
+            beat_ms: AtomicU64::new(0),
+            broker,
+            seats,
+            max_connections,
+            auth_keys: None,
+            metrics,
+        }
+    }
+
+    /// Looks at the keys of credentials as well.
+    pub fn with_auth_keys(self, auth_keys: Option<Arc<KeySource>>) -> Self {
+        Self { auth_keys, ..self }
+    }
+
+    /// The name of this node.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// How long it has lived.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Moves on in life; never back.
+    pub fn advance(&self, to: Lifecycle) {
+        self.lifecycle.fetch_max(to as u8, Ordering::SeqCst);
+        self.metrics.drain_state.set(i64::from(self.lifecycle.load(Ordering::SeqCst)));
+    }
+
+    /// Where it stands in its life.
+    pub fn lifecycle(&self) -> Lifecycle {
+        match self.lifecycle.load(Ordering::SeqCst) {
+            0 => Lifecycle::Serving,
+            1 => Lifecycle::Draining,
+            2 => Lifecycle::Closing,
+            _ => Lifecycle::Stopped,
+        }
+    }
+
+    /// Beats, for [`Self::lives`], and keeps the metric of readiness fresh. Runs for ever.
+    pub async fn run_heartbeat(&self) {
+        let mut interval = tokio::time::interval(BEAT);
+        loop {
+            interval.tick().await;
+            let age = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.beat_ms.store(age, Ordering::Relaxed);
+            self.metrics.ready.set(i64::from(self.report().is_ready()));
+        }
+    }
+
+    /// Whether the runtime still turns. Knows nothing of Redis: restarting this process would not mend that.
+    pub fn lives(&self) -> bool {
+        let beat = Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(beat) < STUCK
+    }
+
+    /// Whether it has not been told to stop.
+    pub fn is_serving(&self) -> bool {
+        self.lifecycle() == Lifecycle::Serving
+    }
+
+    /// Whether a new session may begin.
+    pub fn takes_sessions(&self) -> bool {
+        self.is_serving() && self.check_broker(&self.broker.status()).status != Status::Fail
+    }
+
+    /// Looks at everything.
+    pub fn report(&self) -> Report {
+        let broker = self.broker.status();
+        let mut checks = vec![self.check_lifecycle(), self.check_broker(&broker), self.check_connections()];
+        checks.extend(self.auth_keys.as_deref().map(check_credentials));
+        if broker.kind != "embedded" {
+            checks.push(self.check_master(&broker));
+            checks.push(check_links(&broker));
+        }
+        if broker.kind == "sentinel" {
+            checks.push(check_sentinels(&broker));
+        }
+        let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Pass);
+        Report { status, node_id: self.node_id.clone(), checks }
+    }
+
+    fn check_lifecycle(&self) -> Check {
+        let lifecycle = self.lifecycle();
+        let serving = lifecycle == Lifecycle::Serving;
+        Check {
+            name: "lifecycle",
+            status: if serving { Status::Pass } else { Status::Fail },
+            observed: json!(lifecycle),
+            output: (!serving).then(|| "this node is told to stop and takes no new sessions".to_owned()),
+        }
+    }
+
+    fn check_broker(&self, broker: &BrokerStatus) -> Check {
+        let now = Instant::now();
+        let away = broker.unusable_for(now);
+        let status = match away {
+            None => Status::Pass,
+            // Whoever is asked to leave must not come back here.
+            Some(_) if is_cut_off(broker, now, self.isolated_after) => Status::Fail,
+            // A failover must not empty the load balancer; a node that never had Redis is another matter.
+            Some(away) if broker.ever_usable && away < self.ready_grace => Status::Warn,
+            Some(_) => Status::Fail,
+        };
+        let output = away.map(|away| {
+            let reason = broker.reason.clone().unwrap_or_else(|| "no usable link".to_owned());
+            format!("no usable Redis for {:.1} s: {reason}", away.as_secs_f64())
+        });
+        Check { name: "broker", status, observed: json!(broker.kind), output }
+    }
+
+    fn check_connections(&self) -> Check {
+        let open = self.max_connections.saturating_sub(self.seats.available_permits());
+        let full = open >= self.max_connections;
+        Check {
+            name: "connections",
+            status: if full { Status::Fail } else { Status::Pass },
+            observed: json!({ "open": open, "max": self.max_connections }),
+            output: full.then(|| "every place is taken: raise --max-connections or add nodes".to_owned()),
+        }
+    }
+
+    fn check_master(&self, broker: &BrokerStatus) -> Check {
+        let master = broker.master.as_deref();
+        let link = broker.links.iter().find(|link| Some(link.address.as_str()) == master);
+        let output = match (master, link) {
+            (None, _) => Some(broker.reason.clone().unwrap_or_else(|| "no master is known".to_owned())),
+            (Some(master), Some(link)) if link.state == LinkState::Connecting => {
+                let reason = link.reason.as_deref().unwrap_or("connecting");
+                Some(format!("no connection to the master {master}: {reason}"))
+            }
+            (Some(master), Some(link)) if link.role != Some("master") => {
+                Some(format!("{master} ought to be master, but says that it is a replica"))
+            }
+            _ => None,
+        };
+        Check {
+            name: "redis:master",
+            status: if output.is_some() { Status::Warn } else { Status::Pass },
+            observed: json!({
+                "address": broker.master,
+                "epoch": broker.epoch,
+                "lastSwitchSecondsAgo": broker.last_switch_seconds_ago,
+            }),
+            output,
+        }
+    }
+}
+
+/// Without keys nobody new comes in, here or wherever else they can't be had; whoever is here, or resumes, goes on. So a node
+/// that has none yet should get no traffic, and one that can't renew those it has should.
+fn check_credentials(source: &KeySource) -> Check {
+    let status = source.status();
+    let output = match (&status.failing, status.keys) {
+        (Some((since, reason)), keys) => Some(format!(
+            "the keys can't be read for {:.0} s, {}: {reason}",
+            since.as_secs_f64(),
+            if keys == 0 { "and there are none" } else { "the last ones are used" }
+        )),
+        (None, 0) => Some(format!("the keys have not come yet: {source}")),
+        (None, _) => None,
+    };
+    let passes = if output.is_some() { Status::Warn } else { Status::Pass };
+    Check {
+        name: "credentials",
+        status: if status.keys == 0 { Status::Fail } else { passes },
+        observed: json!({ "keys": status.keys }),
+        output,
+    }
+}
+
+fn check_links(broker: &BrokerStatus) -> Check {
+    let missing = broker.links.iter().filter(|link| link.expected && link.state != LinkState::Synced);
+    let missing: Vec<_> =
+        missing.map(|link| format!("{}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing"))).collect();
+    Check {
+        name: "redis:links",
+        status: if missing.is_empty() { Status::Pass } else { Status::Warn },
+        observed: json!(broker.links),
+        output: (!missing.is_empty()).then(|| format!("not synced: {}", missing.join("; "))),
+    }
+}
+
+fn check_sentinels(broker: &BrokerStatus) -> Check {
+    let known = broker.sentinels.len();
+    let silent: Vec<_> = broker
+        .sentinels
+        .iter()
+        .filter(|sentinel| !sentinel.reachable)
+        .map(|sentinel| format!("{}: {}", sentinel.address, sentinel.reason.as_deref().unwrap_or("connecting")))
+        .collect();
+    Check {
+        name: "sentinels",
+        status: if silent.is_empty() { Status::Pass } else { Status::Warn },
+        observed: json!({ "reachable": known - silent.len(), "known": known, "sentinels": broker.sentinels }),
+        output: (!silent.is_empty()).then(|| silent.join("; ")),
+    }
+}

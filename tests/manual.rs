@@ -1,0 +1,116 @@
+//! `texto completions`, `texto man` and the two kinds of help, as a shell, `man` and a reader meet them.
+
+#![cfg(feature = "manual")]
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::process::{Command, Output, Stdio};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_texto");
+
+fn texto(arguments: &[&str]) -> String {
+    let output = Command::new(BINARY).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn run(program: &str, arguments: &[&str], input: &str) -> Output {
+    use std::io::Write;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    // It may end before it has read everything.
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+/// What bash offers for the last of `words`, by the script that is given to it.
+fn offered(words: &[&str]) -> Vec<String> {
+    let script = format!(
+        "{}\nCOMP_WORDS=(\"$@\")\nCOMP_CWORD=$(($# - 1))\n\
+         _texto texto \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\"\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n",
+        texto(&["completions", "bash"])
+    );
+    let arguments: Vec<_> = ["-s", "--"].iter().chain(words).copied().collect();
+    let output = run("bash", &arguments, &script);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_commands_and_flags() {
+    assert_eq!(offered(&["texto", "--send-t"]), ["--send-timeout"]);
+    assert_eq!(offered(&["texto", "serve", "--redis-tls-s"]), ["--redis-tls-server-name"]);
+    assert_eq!(offered(&["texto", "healt"]), ["healthcheck"]);
+    assert_eq!(offered(&["texto", "session-key", "si"]), ["sign"]);
+    assert_eq!(offered(&["texto", "completions", "fi"]), ["fish"]);
+    assert!(offered(&["texto", "--no-such"]).is_empty());
+}
+
+#[test]
+fn other_shells_get_a_script_that_knows_the_flags() {
+    for (shell, flag) in [("zsh", "--send-timeout"), ("fish", "-l send-timeout"), ("elvish", "--send-timeout")] {
+        assert!(texto(&["completions", shell]).contains(flag), "{shell}");
+    }
+}
+
+/// A page as a terminal of 80 columns shows it, without bold and underlined letters.
+fn shown(page: &str) -> String {
+    // As `man -l -` calls it; Debian has it in groff-base, on which man-db depends.
+    let output = run("groff", &["-man", "-Kutf8", "-Tutf8", "-P-cbou", "-rLL=80n"], page);
+    assert!(output.status.success() && output.stderr.is_empty(), "groff complains: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn has_groff() -> bool {
+    Command::new("groff").arg("--version").output().is_ok()
+}
+
+#[test]
+fn the_manual_page_has_every_section_flag_and_command() {
+    let page = texto(&["man"]);
+    for part in
+        [".TH texto 1", ".SH NAME", ".SH SYNOPSIS", ".SH SUBCOMMANDS", "\\-\\-send\\-timeout", "TEXTO_SEND_TIMEOUT"]
+    {
+        assert!(page.contains(part), "{part} is not in the page");
+    }
+    if has_groff() {
+        let shown = shown(&page);
+        assert!(shown.contains("TEXTO(1)") || shown.contains("texto(1)"), "{shown}");
+        assert!(!shown.contains("texto-help(1)"), "there is no such page");
+        let synopsis = shown.split("SYNOPSIS").nth(1).unwrap().split("DESCRIPTION").next().unwrap();
+        assert!(synopsis.trim().lines().count() < 5, "the flags are not in the synopsis: {synopsis}");
+        assert!(shown.contains("--send-timeout") && shown.contains("[default: 5s]"), "{shown}");
+    }
+}
+
+#[test]
+fn each_command_has_a_page_and_another_word_has_none() {
+    for command in ["serve", "check", "healthcheck", "session-key", "token", "chaos", "completions", "man"] {
+        let page = texto(&["man", command]);
+        assert!(page.contains(&format!(".TH texto-{command} 1")), "{}", &page[..200]);
+    }
+    let output = Command::new(BINARY).args(["man", "serves"]).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told.contains("there is no command \"serves\""), "{told}");
+}
+
+#[test]
+fn the_short_help_fits_a_screen_and_the_long_one_has_all() {
+    let (short, long) = (texto(&["-h"]), texto(&["--help"]));
+    assert!(short.lines().count() <= 70, "{} lines:\n{short}", short.lines().count());
+    assert!(short.lines().all(|line| line.chars().count() <= 100), "{short}");
+    assert!(short.contains("--sentinels") && !short.contains("--outbox-bytes") && !short.contains("[env:"), "{short}");
+    for part in ["--outbox-bytes", "[env: TEXTO_OUTBOX_BYTES", "TEXTO_REDIS_PASSWORD_FILE"] {
+        assert!(long.contains(part), "{part}");
+    }
+    assert!(long.lines().all(|line| line.chars().count() <= 100), "{long}");
+}
