@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 /// How often a condition is looked at.
@@ -72,10 +73,16 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal. One that has gone already is no error.
+    /// Sends a signal. One that has gone already is no error. After SIGSTOP it stands still when this returns: on a busy
+    /// machine a process may run on for many milliseconds until a signal takes effect.
     pub fn signal(&self, signal: Signal) {
         // A pid fits; the child is not reaped before `wait`, so it can't be anybody else's.
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let _ = kill(pid, signal);
+        if signal == Signal::SIGSTOP {
+            // Its end would do as well. Neither is taken from whoever waits for it.
+            let _ = waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        }
     }
 
     /// Kills it (SIGKILL) and waits for its end.
