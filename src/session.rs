@@ -16,8 +16,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::chatter::Chatter;
@@ -172,7 +172,7 @@ struct Session {
     attachment: Attachment,
     /// How the client resumes it, if it can.
     ticket: Option<Box<Ticket>>,
-    displaced: Option<CancellationToken>,
+    displaced: Option<Arc<Notify>>,
     /// What the client came in with, where something is demanded.
     pass: Option<Box<Pass>>,
     context: Arc<Context>,
@@ -226,7 +226,7 @@ impl Session {
             let Some(socket) = self.socket.as_mut() else { return End::Broken };
             let event = tokio::select! {
                 () = self.outbox.changed() => Event::Outbox,
-                () = until_cancelled(&self.displaced) => return End::ordered(self.outbox.displacement()),
+                () = until_displaced(self.displaced.as_deref()) => return End::ordered(self.outbox.displacement()),
                 // A draining session leaves requests unread at first: the end comes in a moment, and they are read then.
                 incoming = socket.next(), if reads => Event::Incoming(incoming),
                 () = sleep_until(timer.into()) => Event::Timer,
@@ -243,9 +243,10 @@ impl Session {
     }
 }
 
-async fn until_cancelled(token: &Option<CancellationToken>) {
-    match token {
-        Some(token) => token.cancelled().await,
+/// Cancel safe, like [`Notify::notified`]. Says so once: the session is to end then.
+async fn until_displaced(displaced: Option<&Notify>) {
+    match displaced {
+        Some(displaced) => displaced.notified().await,
         None => std::future::pending().await,
     }
 }

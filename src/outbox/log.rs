@@ -101,8 +101,8 @@ pub struct Log {
     pub proven: u64,
     /// It is on its way to another node, which has it from here on.
     pub moving: bool,
-    /// The standby was told that the client has everything up to here, in this generation.
-    pub told: Option<Position>,
+    /// The standby was told what the client has, in this generation.
+    pub told: bool,
 }
 
 impl Log {
@@ -119,7 +119,7 @@ impl Log {
             detached_since: None,
             proven: 0,
             moving: false,
-            told: None,
+            told: false,
         }
     }
 
@@ -202,7 +202,8 @@ impl Log {
     pub(super) fn had(&mut self, now: Instant, position: Position) -> usize {
         let position = position.min(self.written);
         let gone = position.saturating_sub(self.had);
-        self.had = self.had.max(position);
+        self.had += gone;
+        self.told &= gone == 0;
         // Also if it has nothing more than before: whoever says so lives, and is just slow.
         self.unacknowledged_since = (self.written > self.had).then_some(now);
         if let Some(standby) = &mut self.standby {
@@ -215,7 +216,7 @@ impl Log {
     pub(super) fn show(&mut self, generation: u64) {
         if generation != ANY && generation > self.proven {
             self.proven = generation;
-            self.told = None;
+            self.told = false;
         }
     }
 
@@ -226,7 +227,7 @@ impl Log {
 
     /// Whether the standby has to be told what the client has.
     pub(super) fn owes_had(&self) -> bool {
-        self.standby.is_some() && !self.moving && self.told != Some(self.had)
+        self.standby.is_some() && !self.moving && !self.told
     }
 
     /// The next messages that the standby is to be given, by position, and its term.
@@ -239,6 +240,7 @@ impl Log {
 
     /// Nothing is kept any more.
     pub(super) fn clear(&mut self) {
+        self.told &= self.had == self.last;
         (self.had, self.written) = (self.last, self.last);
         self.unconfirmed.clear();
         if let Some(standby) = &mut self.standby {
@@ -251,7 +253,7 @@ impl Log {
         self.attachment += 1;
         self.generation += 1;
         self.detached_since = None;
-        self.told = None;
+        self.told = false;
         // It may have what its last connection brought it, and had no time to say so.
         self.written = seq.clamp(self.had, self.last);
         self.had(now, self.written)

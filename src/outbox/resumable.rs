@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::budget::Budget;
@@ -33,8 +33,8 @@ pub(super) struct Resumable {
     pub(super) log: Log,
     /// A copy has none, and most clients ask for little.
     pub(super) requests: Option<Box<Requests>>,
-    /// Cancelled when a newer connection comes than the one that there is.
-    pub(super) displaced: Option<CancellationToken>,
+    /// Told when a newer connection comes than the one that there is.
+    pub(super) displaced: Option<Arc<Notify>>,
     /// It may be elsewhere.
     pub(super) waits: bool,
     /// The newest connection began with an older token than the one before it had been given, which may be its client's still.
@@ -151,7 +151,7 @@ impl Outbox {
     }
 
     /// A new connection, whose client has a token of `generation` and everything up to `seq`, and may not know of that
-    /// (`is_plain`); an older one is told to end, and so will this one be by the token. What was answered and not heard is
+    /// (`is_plain`); an older one is told to end, and so will this one be. What was answered and not heard is
     /// asked for again. `None` when the session is on its way to another node, or over.
     pub fn attach(
         &self,
@@ -159,7 +159,7 @@ impl Outbox {
         generation: u64,
         seq: Position,
         is_plain: bool,
-    ) -> Option<(Attachment, CancellationToken)> {
+    ) -> Option<(Attachment, Arc<Notify>)> {
         let mut inner = self.lock();
         if inner.sealed {
             return None;
@@ -178,13 +178,13 @@ impl Outbox {
             *close = None;
         }
         let attachment = log.attachment;
-        let token = CancellationToken::new();
-        if let Some(older) = displaced.replace(token.clone()) {
-            older.cancel();
+        let newest = Arc::new(Notify::new());
+        if let Some(older) = displaced.replace(newest.clone()) {
+            older.notify_one(); // It may be about to wait.
         }
         drop(inner);
         self.wake.notify_one();
-        Some((attachment, token))
+        Some((attachment, newest))
     }
 
     /// The connection is gone. Returns whether it was the newest: the session is without one then.

@@ -20,7 +20,7 @@ impl Outbox {
         let Some(log) = inner.log_mut() else { return Vec::new() };
         log.set_standby(Some(tag), term);
         let (generation, proven, had, last) = (log.generation, log.proven, log.had, log.last);
-        log.told = Some(had);
+        log.told = true;
         let mut records =
             vec![(Record::Open(Opening { generation, proven, had, last, lanes, recent }), Uuid::nil(), had)];
         records.extend(inner.next_records());
@@ -49,7 +49,7 @@ impl Outbox {
     /// The standby is to be told once more what the client has.
     pub fn tell_again(&self) {
         if let Some(log) = self.lock().log_mut() {
-            log.told = None;
+            log.told = false;
         }
     }
 
@@ -61,7 +61,7 @@ impl Outbox {
         if !log.owes_had() {
             return None;
         }
-        log.told = Some(log.had);
+        log.told = true;
         Some((standby.term, Record::Had { had: log.had, generation: log.generation, proven: log.proven }, log.had))
     }
 
@@ -89,6 +89,7 @@ impl Outbox {
         let mut inner = self.lock();
         let Some(log) = inner.log_mut() else { return };
         log.generation = log.generation.max(generation);
+        log.told = false;
         log.moving = false;
         log.detached_since = Some(now);
         inner.sealed = false;

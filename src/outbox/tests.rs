@@ -32,7 +32,7 @@ fn push(outbox: &Outbox, sender: u128, number: Number, text: &str) -> Decision {
 fn an_outbox_fits_its_pieces_of_memory() {
     let counts = 2 * size_of::<usize>();
     assert!(size_of::<Outbox>() + counts <= 256);
-    assert!(size_of::<Resumable>() <= 224);
+    assert!(size_of::<Resumable>() <= 192);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -30,7 +30,7 @@ pub(super) struct Begun {
     pub(super) place: Place,
     pub(super) ticket: Option<Box<Ticket>>,
     /// Cancelled when a newer connection has the session, where that can be.
-    pub(super) displaced: Option<CancellationToken>,
+    pub(super) displaced: Option<Arc<Notify>>,
     /// What the client came in with, where something is demanded.
     pub(super) pass: Option<Box<Pass>>,
     /// The request that is answered by the greeting; without one there is none.

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::protocol::{self, ErrorCode, Reply};
-use super::{Context, End, Session, until_cancelled};
+use super::{Context, End, Session, until_displaced};
 use crate::edge::websocket::{Message as Frame, WriteError};
 use crate::outbox::{Answer, Batch, CloseOrder, Delivery, Outcome};
 
@@ -99,7 +99,7 @@ impl Session {
                 }
             },
             () = must_end => Err(WriteError),
-            () = until_cancelled(&self.displaced) => Err(WriteError),
+            () = until_displaced(self.displaced.as_deref()) => Err(WriteError),
         };
         if woken {
             outbox.nudge(); // The wake-ups that were used up here were about what is to be written next.
