@@ -131,6 +131,34 @@ enum Event {
     },
 }
 
+/// What is to happen, and when: what was put in first is first, of two at one time.
+#[derive(Debug, Default)]
+struct Agenda {
+    order: u64,
+    times: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    events: Vec<Option<Event>>,
+    free: Vec<usize>,
+}
+
+impl Agenda {
+    fn put(&mut self, at: u64, event: Event) {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        self.order += 1;
+        self.times.push(Reverse((at, self.order, place)));
+    }
+
+    fn next(&mut self, end: u64) -> Option<(u64, Event)> {
+        self.times.peek().filter(|Reverse((at, ..))| *at <= end)?;
+        let Reverse((at, _, place)) = self.times.pop()?;
+        self.free.push(place);
+        self.events[place].take().map(|event| (at, event))
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Do(Command, u64),
@@ -145,6 +173,7 @@ struct Server {
     hung_until: u64,
     hung_at: u64,
     lag: u64,
+    replicated_until: u64,
     subscribers: HashMap<Channel, BTreeSet<(usize, u64)>>,
     /// Links that it has closed, or that a node's death has.
     closed: BTreeSet<u64>,
@@ -221,17 +250,14 @@ struct World {
     planted: Planted,
     base: Instant,
     now: u64,
-    order: u64,
-    events: BinaryHeap<Reverse<(u64, u64)>>,
-    what: HashMap<u64, Event>,
-    /// When the last thing on a pipe arrives: nothing overtakes on one.
-    pipes: HashMap<(usize, usize, u64, bool), u64>,
+    agenda: Agenda,
+    /// When the last thing on a link arrives, down and up: nothing overtakes on one.
+    pipes: Vec<[u64; 2]>,
     servers: Vec<Server>,
     nodes: Vec<Node>,
     clients: Vec<Client>,
     submissions: Vec<Submission>,
     master: usize,
-    links: u64,
     calm: bool,
     copies: HashMap<(usize, Bytes), u64>,
     failure: Option<String>,
@@ -266,16 +292,13 @@ impl World {
             planted,
             base,
             now: 0,
-            order: 0,
-            events: BinaryHeap::new(),
-            what: HashMap::new(),
-            pipes: HashMap::new(),
+            agenda: Agenda::default(),
+            pipes: vec![[0; 2]],
             servers: (0..SERVERS).map(|_| Server { alive: true, ..Server::default() }).collect(),
             nodes,
             clients: Vec::new(),
             submissions: Vec::new(),
             master: 0,
-            links: 0,
             calm: false,
             copies: HashMap::new(),
             failure: None,
@@ -337,9 +360,7 @@ impl World {
     }
 
     fn at(&mut self, at: u64, event: Event) {
-        self.order += 1;
-        self.events.push(Reverse((at, self.order)));
-        self.what.insert(self.order, event);
+        self.agenda.put(at, event);
     }
 
     fn after(&mut self, least: u64, most: u64, event: Event) {
@@ -348,11 +369,10 @@ impl World {
     }
 
     /// The same, but behind whatever else is on this pipe.
-    fn pipe(&mut self, node: usize, server: usize, link: u64, up: bool, event: Event) {
+    fn pipe(&mut self, link: u64, up: bool, event: Event) {
         let slow = if self.random.u8(..20) == 0 { 20 * MS } else { MS };
-        let at = (self.now + self.random.u64(50..=slow))
-            .max(self.pipes.get(&(node, server, link, up)).copied().unwrap_or(0));
-        self.pipes.insert((node, server, link, up), at);
+        let at = (self.now + self.random.u64(50..=slow)).max(self.pipes[link as usize][usize::from(up)]);
+        self.pipes[link as usize][usize::from(up)] = at;
         self.at(at, event);
     }
 
@@ -578,7 +598,7 @@ impl World {
             let link = self.nodes[node].links[server];
             if link != 0 {
                 let op = if wanted { Op::Subscribe(vec![channel], false) } else { Op::Unsubscribe(channel) };
-                self.pipe(node, server, link, true, Event::Arrive { node, server, link, commands: vec![op] });
+                self.pipe(link, true, Event::Arrive { node, server, link, commands: vec![op] });
             }
         }
     }
@@ -666,7 +686,7 @@ impl World {
         }
         let tag = self.nodes[node].tag;
         let commands = batch.into_iter().map(|command| Op::Do(command, tag)).collect();
-        self.pipe(node, server, link, true, Event::Arrive { node, server, link, commands });
+        self.pipe(link, true, Event::Arrive { node, server, link, commands });
     }
 
     fn decided(&mut self, (number, connection): Asked, outcome: Outcome) {
@@ -733,16 +753,15 @@ impl World {
                 }
             }
             let (node, link) = (*node, *link);
-            self.pipe(node, server, link, false, Event::Push { node, server, link, channel, payload });
+            self.pipe(link, false, Event::Push { node, server, link, channel, payload });
         }
         if server == self.master {
             for replica in (0..SERVERS).filter(|replica| *replica != server) {
                 let Server { alive, life, lag, .. } = self.servers[replica];
                 if alive {
                     // In order: a replica has one link to its master.
-                    let key = (usize::MAX, replica, life, false);
-                    let at = (self.now + 10 + lag).max(self.pipes.get(&key).copied().unwrap_or(0));
-                    self.pipes.insert(key, at);
+                    let at = (self.now + 10 + lag).max(self.servers[replica].replicated_until);
+                    self.servers[replica].replicated_until = at;
                     self.at(at, Event::Replicated { server: replica, life, channel, payload: payload.clone() });
                 }
             }
@@ -759,7 +778,7 @@ impl World {
                     for channel in channels {
                         self.servers[server].subscribers.entry(channel).or_default().insert((node, link));
                     }
-                    self.pipe(node, server, link, false, Event::Confirmed { node, server, link, all });
+                    self.pipe(link, false, Event::Confirmed { node, server, link, all });
                 }
                 Op::Unsubscribe(channel) => {
                     if let Some(set) = self.servers[server].subscribers.get_mut(&channel) {
@@ -791,7 +810,7 @@ impl World {
             }
         }
         if !answers.is_empty() {
-            self.pipe(node, server, link, false, Event::Answers { node, server, link, answers, numbers });
+            self.pipe(link, false, Event::Answers { node, server, link, answers, numbers });
         }
     }
 
@@ -878,8 +897,8 @@ impl World {
                 if !self.servers[server].alive || self.servers[server].hung_until > self.now {
                     return self.after(10 * MS, 200 * MS, Event::Connect { node, server });
                 }
-                self.links += 1;
-                let link = self.links;
+                let link = self.pipes.len() as u64;
+                self.pipes.push([0; 2]);
                 self.nodes[node].links[server] = link;
                 self.nodes[node].transport.sender().link_up(now, server, &mut actions);
                 self.act(node, actions);
@@ -887,7 +906,7 @@ impl World {
                 clients.sort_unstable(); // The registry's own order is another in each run.
                 let own = self.nodes[node].transport.own_channels().to_vec();
                 for op in [Op::Subscribe(clients, false), Op::Subscribe(own, true)] {
-                    self.pipe(node, server, link, true, Event::Arrive { node, server, link, commands: vec![op] });
+                    self.pipe(link, true, Event::Arrive { node, server, link, commands: vec![op] });
                 }
             }
             Event::Lost { node, server, link } => {
@@ -965,6 +984,7 @@ impl World {
             Event::Revive { server } => {
                 self.servers[server].alive = true;
                 self.servers[server].life += 1;
+                self.servers[server].replicated_until = 0;
             }
         }
     }
@@ -1157,14 +1177,9 @@ impl World {
 
     fn run_until(&mut self, end: u64) {
         while self.failure.is_none() {
-            let Some(Reverse((at, order))) = self.events.peek().copied().filter(|Reverse((at, _))| *at <= end) else {
-                break;
-            };
-            self.events.pop();
+            let Some((at, event)) = self.agenda.next(end) else { break };
             self.now = self.now.max(at);
-            if let Some(event) = self.what.remove(&order) {
-                self.handle(event);
-            }
+            self.handle(event);
         }
         self.now = self.now.max(end);
     }
