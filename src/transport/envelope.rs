@@ -170,6 +170,8 @@ pub struct Holding {
     pub generation: u64,
     /// Between two of one generation the later term wins: its standby was told more.
     pub term: u64,
+    /// Of the question that this is, or answers; else 0.
+    pub nonce: u64,
 }
 
 /// Why bytes are no frame of ours.
@@ -279,9 +281,10 @@ pub fn leaving(tag: Tag) -> Bytes {
 
 /// The word of `tag` that it has a session.
 pub fn held(tag: Tag, holding: &Holding) -> Bytes {
-    let mut bytes = begin(HELD, tag, 32);
+    let mut bytes = begin(HELD, tag, 40);
     bytes.put_u64(holding.generation);
     bytes.put_u64(holding.term);
+    bytes.put_u64(holding.nonce);
     bytes.put_slice(holding.client.as_bytes());
     bytes.freeze()
 }
@@ -351,8 +354,8 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Foreign> {
         BYE => Ok(Frame::Bye(tag)),
         LEAVING => Ok(Frame::Leaving(tag)),
         HELD => {
-            let (generation, term) = (fields.u64()?, fields.u64()?);
-            Ok(Frame::Held(tag, Holding { client: fields.uuid()?, generation, term }))
+            let (generation, term, nonce) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            Ok(Frame::Held(tag, Holding { client: fields.uuid()?, generation, term, nonce }))
         }
         KEYS => {
             let edition = fields.u64()?;
@@ -404,7 +407,7 @@ mod tests {
             prop_assert_eq!(decode(&bytes), Ok(Frame::Message(envelope)));
             let given = vec![(number, Decision::Taken), (previous, Decision::Full), (floor, Decision::Absent)];
             let said = Hello { floor, writes: VERSION, reads: VERSION, name: text.clone() };
-            let holding = Holding { client: id, generation: number, term: floor };
+            let holding = Holding { client: id, generation: number, term: floor, nonce: previous };
             let list = KeyList { edition: floor, keys: vec![Fingerprint([1, 2, 3, attempt]), Fingerprint([0; 4])], name: text.clone() };
             for (bytes, frame) in [
                 (receipts(tag, &given), Frame::Receipts(tag, given)),

@@ -12,6 +12,7 @@
 //! network, a drain and a death differ in who takes it. The higher generation wins everywhere.
 
 mod claims;
+mod doubts;
 mod lacking;
 mod letters;
 mod moves;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 pub(super) use self::claims::Call;
 pub use self::claims::Resumption;
 use self::claims::{Claim, KNOCK, Knock};
+use self::doubts::{Doubt, Question};
 use self::lacking::Lacking;
 use self::letters::Letter;
 use self::moves::Move;
@@ -34,24 +36,18 @@ pub(super) use self::standbys::Debts;
 use self::standbys::REFUSED;
 use super::envelope::{self, Channel, Decision, Number, Tag};
 use super::inbox::{Due, Inbox, Nothing};
-use super::peers::INTRODUCTION;
 use super::sender::Actions;
 use super::{Duty, Gathered, Transport};
 use crate::config::Limits;
 use crate::outbox::budget::Budget;
 use crate::outbox::log::Origin;
 use crate::outbox::{Outbox, Outcome};
-use crate::registry::Registry;
 
 /// How often the nodes are looked at, and what waits for one.
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// By then the servers have answered a look, unless they are slow: so much earlier than at the next one it is known who
 /// is gone.
 pub const LOOK_ANSWERED: Duration = Duration::from_millis(20);
-/// A node that stood still for longer has missed what others said; its copies may be old.
-const STOOD_STILL: Duration = Duration::from_millis(700);
-/// So long after that, it takes over nothing by itself.
-const REST: Duration = Duration::from_secs(3);
 /// A session that has moved is known here for so long: its new home is subscribed everywhere by then.
 const LINGER: Duration = Duration::from_secs(1);
 /// A node that did not confirm what it was given is not chosen for so long.
@@ -59,6 +55,8 @@ const DISTRUST: Duration = Duration::from_secs(10);
 /// A standby that has confirmed nothing for so long, and owes it, hangs: it notices itself that it
 /// [stood still](STOOD_STILL).
 const HANGS: Duration = Duration::from_secs(1);
+/// A node that was gone for longer knows that itself.
+const COMES_BACK: Duration = Duration::from_secs(60);
 /// Sessions that get a standby at a time, when many have none.
 const AT_ONCE: usize = 500;
 
@@ -81,6 +79,8 @@ pub(super) struct Homes {
     moved: VecDeque<(Instant, Arc<Outbox>)>,
     claims: BTreeMap<Uuid, Claim>,
     knocks: HashMap<Uuid, Knock>,
+    /// Sessions of nodes that were gone, which this node has taken over, and when it did so last.
+    taken_over: BTreeMap<Tag, (Instant, Vec<Uuid>)>,
     distrusted: HashMap<Tag, Instant>,
     /// Sessions whose standby of this term refused them.
     refused: VecDeque<(Instant, Uuid, u64)>,
@@ -93,23 +93,10 @@ pub(super) struct Homes {
     rests_until: Instant,
     /// It has rested since it stood still, and knows what became of its sessions meanwhile.
     is_sure: bool,
-    /// Copies of which it is not known whether their homes still want them.
-    unsure: BTreeSet<Uuid>,
+    /// Copies of which it is not known whether their homes still want them: those are asked.
+    unsure: BTreeMap<Uuid, Question>,
     /// Sessions of this node that may have got another home while it stood still.
     doubted: BTreeMap<Uuid, Doubt>,
-}
-
-/// How it is found out whether a session has got another home.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doubt {
-    /// Nobody was asked yet.
-    New,
-    /// Its standby was asked to confirm something of this term. With a standby that is gone before, nobody vouches for the
-    /// session any more: what it acknowledged as the home may have died with it, and the client is told so.
-    Asked(u64),
-    /// It had no standby, so anybody may have begun it anew; or one that has left, and given what it had taken over to
-    /// somebody: everybody was asked, at this time. It [waits](Outbox::wait) for those who could say so.
-    AskedAll(Instant),
 }
 
 fn forget(sets: &mut BTreeMap<Tag, BTreeSet<Uuid>>, tag: Tag, client: Uuid) {
@@ -136,6 +123,7 @@ impl Homes {
             moved: VecDeque::new(),
             claims: BTreeMap::new(),
             knocks: HashMap::new(),
+            taken_over: BTreeMap::new(),
             distrusted: HashMap::new(),
             refused: VecDeque::new(),
             refusals: HashMap::new(),
@@ -144,7 +132,7 @@ impl Homes {
             is_cut_off: false,
             rests_until: now,
             is_sure: true,
-            unsure: BTreeSet::new(),
+            unsure: BTreeMap::new(),
             doubted: BTreeMap::new(),
         }
     }
@@ -178,21 +166,6 @@ impl Homes {
             forget(&mut self.by_standby, tag, client);
         }
     }
-
-    /// What came while this node stood still, or was cut off, is lost: others may have what it has.
-    fn grow_unsure(&mut self, now: Instant, registry: &Registry) {
-        self.rests_until = now + REST;
-        self.is_sure = false;
-        self.unsure = registry.copied();
-        self.doubted.clear();
-        for outbox in registry.outboxes().into_iter().filter(|outbox| outbox.is_resumable()) {
-            self.doubted.insert(outbox.client(), Doubt::New);
-            // What came with the first link would be this node's word alone.
-            if outbox.standby().is_none() {
-                outbox.wait(true);
-            }
-        }
-    }
 }
 
 impl<R> Transport<R> {
@@ -214,7 +187,7 @@ impl<R> Transport<R> {
         self.ensure_standby(now, &mut homes, &outbox, actions);
         if outbox.generation() > 0 {
             // Somebody else may have it still, or have begun it anew as well.
-            self.announce(&outbox, None, actions);
+            self.announce(&outbox, None, 0, actions);
         }
     }
 
@@ -329,11 +302,7 @@ impl<R> Transport<R> {
         }
         if !is_cut_off {
             self.ask_about_doubted(now, &mut homes, actions);
-        }
-        let some: Vec<Uuid> = homes.unsure.iter().copied().take(AT_ONCE).collect();
-        for client in some {
-            homes.unsure.remove(&client);
-            self.question(client, Channel::Claim(client), actions);
+            self.ask_about_copies(now, &mut homes, actions);
         }
         self.sender().look(now, actions);
         self.follow_nodes(now, &mut homes, actions);
@@ -368,64 +337,6 @@ impl<R> Transport<R> {
         if self.sender().look_ends(now) {
             self.follow_nodes(now, &mut homes, actions);
         }
-    }
-
-    /// Whether this node is cut off, or was a moment ago. If so, or if it stood still, it has missed what others said, and
-    /// is to know that before it follows what it sees of them.
-    fn notice_gap(&self, now: Instant, homes: &mut Homes) -> bool {
-        let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
-        let stood_still = now.saturating_duration_since(homes.ticked) > STOOD_STILL;
-        // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
-        if std::mem::replace(&mut homes.is_cut_off, is_cut_off) != is_cut_off || stood_still {
-            homes.grow_unsure(now, &self.registry);
-        } else if is_cut_off {
-            homes.rests_until = now + REST;
-        }
-        homes.ticked = now;
-        is_cut_off
-    }
-
-    /// Whether nobody is left who could say if the session has got another home: its standby, `tag`, has died.
-    fn is_unvouched(&self, homes: &Homes, client: Uuid, tag: Tag) -> bool {
-        homes.doubted.contains_key(&client) && self.peers.is_gone(tag) && !self.peers.has_left(tag)
-    }
-
-    /// Whoever has the session says so, in time.
-    fn ask_all(&self, now: Instant, homes: &mut Homes, outbox: &Outbox, actions: &mut Actions<Duty<R>>) {
-        let client = outbox.client();
-        outbox.wait(true);
-        homes.doubted.insert(client, Doubt::AskedAll(now));
-        self.question(client, Channel::Claim(client), actions);
-    }
-
-    /// Whoever has become the home meanwhile was the standby, and does not confirm that it is; or, where there was none,
-    /// has been told that nobody has the session.
-    fn ask_about_doubted(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
-        let unasked = homes.doubted.iter().filter(|(_, doubt)| **doubt == Doubt::New);
-        let some: Vec<Uuid> = unasked.map(|(client, _)| *client).take(AT_ONCE).collect();
-        for client in some {
-            let Some(outbox) = self.home(client) else {
-                homes.doubted.remove(&client);
-                continue;
-            };
-            match outbox.standby().filter(|(tag, _)| !self.peers.has_left(*tag)) {
-                Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
-                None => self.ask_all(now, homes, &outbox, actions),
-            }
-        }
-        // Others are known as soon as they have said hello. If there is one, it may have stood still as well.
-        let is_single = self.peers.keepers().is_empty();
-        let (is_rested, patience) = (homes.is_rested(now), if is_single { INTRODUCTION } else { REST });
-        let is_over = |at: Instant| is_rested || now.saturating_duration_since(at) >= patience;
-        homes.doubted.retain(|client, doubt| match doubt {
-            Doubt::AskedAll(at) if is_over(*at) => {
-                if let Some(outbox) = self.home(*client) {
-                    outbox.wait(false);
-                }
-                false
-            }
-            _ => true,
-        });
     }
 
     /// Standbys that are gone are replaced; the sessions of homes that are gone are taken over.
@@ -465,9 +376,7 @@ impl<R> Transport<R> {
                 }
             }
         }
-        if !homes.unsure.is_empty() {
-            return;
-        }
+        self.tell_returned(now, homes, actions);
         let mut gathered = Gathered::default();
         for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), AT_ONCE) {
             if !self.may_take_over(now, homes, client) {

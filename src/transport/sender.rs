@@ -374,6 +374,7 @@ impl<R> Sender<R> {
         let mut lost = std::mem::take(&mut self.links[link]);
         self.up &= !bit(link);
         self.carriers &= !bit(link);
+        self.look.lost(link);
         self.deaf |= self.is_deaf();
         if !lost.is_up() {
             return;

@@ -60,6 +60,8 @@ pub(super) struct Knock {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claim {
     pub(super) generation: u64,
+    /// When it was made, or made again.
+    pub(super) since: Instant,
     pub(super) until: Instant,
     /// When somebody said that it comes.
     pub(super) heard: Option<Instant>,
@@ -111,7 +113,7 @@ impl<R> Transport<R> {
     pub fn claim(&self, now: Instant, client: Uuid, generation: u64, actions: &mut Actions<Duty<R>>) {
         let mut homes = self.homes();
         let until = now + self.times.send;
-        homes.claims.insert(client, Claim { generation, until, heard: None });
+        homes.claims.insert(client, Claim { generation, since: now, until, heard: None });
         self.submit_claim(now, client, generation, actions);
     }
 
@@ -152,7 +154,7 @@ impl<R> Transport<R> {
             let hangs = knock.asked.is_some_and(|at| now.saturating_duration_since(at) >= ANSWER_WITHIN);
             if place.attempt > 0 && knock.asked.is_none() {
                 knock.asked = Some(now);
-                self.question(client, Channel::Node(its_home), actions);
+                self.question(client, Channel::Node(its_home), 0, actions);
             }
             if (hangs || self.peers.is_gone(its_home)) && self.may_take_over(now, &homes, client) {
                 let reason = if self.peers.hangs(its_home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
@@ -208,7 +210,7 @@ impl<R> Transport<R> {
             if now >= claim.until {
                 lost.push(*client);
             } else if claim.heard.is_some_and(|at| now.saturating_duration_since(at) >= CLAIM_AGAIN) {
-                claim.heard = None;
+                (claim.since, claim.heard) = (now, None);
                 again.push((*client, claim.generation));
             }
         }

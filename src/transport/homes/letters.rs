@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::Homes;
+use super::doubts::Gap;
 use crate::outbox::budget::Budget;
 use crate::outbox::copy::Copy;
 use crate::outbox::log::Origin;
@@ -47,6 +47,7 @@ pub(super) struct Post<'a, R> {
     transport: &'a Transport<R>,
     budget: &'a Arc<Budget>,
     leaving: bool,
+    gap: Gap<'a>,
     tag: Tag,
     effects: Vec<Effect>,
     waiting: usize,
@@ -82,7 +83,8 @@ impl<R> Room<Letter> for Post<'_, R> {
                 known
             }
             Record::Promote { generation, proven } => {
-                let known = self.with_copy(client, term, |copy| copy.learn(0, 0, proven)).is_some();
+                let is_sure = !self.gap.is_unsure(client);
+                let known = is_sure && self.with_copy(client, term, |copy| copy.learn(0, 0, proven)).is_some();
                 let home = self.transport.home(client).is_some_and(|outbox| outbox.generation() >= generation);
                 if known {
                     self.effects.push(Effect::Promoted(client, generation));
@@ -120,6 +122,7 @@ impl<R> Post<'_, R> {
             return false; // An older home, that has not heard of its successor.
         }
         registry.keep_copy(client, Box::new(Copy::new(self.tag, term, opening, self.budget)));
+        self.gap.copied(client);
         self.effects.push(Effect::Changed(Channel::Claim(client)));
         true
     }
@@ -137,7 +140,7 @@ impl<R> Post<'_, R> {
         } else if let Some((home, term, generation)) =
             self.transport.registry.with_copy(client, |copy| (copy.home, copy.term, copy.generation))
         {
-            self.effects.push(Effect::HeldBy(home, Holding { client, generation, term }));
+            self.effects.push(Effect::HeldBy(home, Holding { client, generation, term, nonce: 0 }));
         }
     }
 
@@ -160,8 +163,9 @@ impl<R> Transport<R> {
         let (tag, client) = (envelope.tag, envelope.sender);
         let Some((term, record)) = record::decode(envelope.text) else { return false };
         let mut homes = self.homes();
-        let Homes { budget, desk, leaving, .. } = &mut *homes;
-        let mut post = Post { transport: self, budget, leaving: *leaving, tag, effects: Vec::new(), waiting: 0 };
+        let leaving = homes.leaving;
+        let (desk, budget, gap) = homes.at_the_desk(now);
+        let mut post = Post { transport: self, budget, leaving, gap, tag, effects: Vec::new(), waiting: 0 };
         let make = || Letter { client, id: envelope.id, term, record };
         let mut due = Vec::new();
         let is_wanted = || self.peers.standing(tag, envelope.place.number) == Standing::Wanted;
@@ -174,7 +178,7 @@ impl<R> Transport<R> {
                 Effect::Changed(channel) => actions.changed.push(channel),
                 Effect::Held(client) => {
                     if let Some(outbox) = self.session(client) {
-                        self.announce(&outbox, Some(tag), actions);
+                        self.announce(&outbox, Some(tag), 0, actions);
                     }
                 }
                 Effect::HeldBy(home, holding) => {

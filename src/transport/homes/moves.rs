@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::Homes;
 use super::claims::{Resumption, told};
 use super::standbys::REFUSED;
+use super::{AT_ONCE, COMES_BACK, Homes};
 use crate::outbox::copy::Copy;
 use crate::outbox::log::{Position, moved};
 use crate::outbox::{CloseOrder, Outbox, Outcome};
@@ -101,7 +101,7 @@ impl<R> Transport<R> {
         let of = |copy: &mut Copy| (copy.generation, copy.is_complete());
         let Some((generation, is_complete)) = self.registry.with_copy(client, of) else { return false };
         let is_newest = self.session(client).is_none_or(|session| session.generation() < generation);
-        is_newest && is_complete && homes.is_rested(now) && !homes.unsure.contains(&client)
+        is_newest && is_complete && homes.is_rested(now) && !homes.unsure.contains_key(&client)
     }
 
     /// This node's copy is the session from now on, for its home is gone.
@@ -113,13 +113,31 @@ impl<R> Transport<R> {
         reason: MoveReason,
         actions: &mut Actions<Duty<R>>,
     ) {
-        let known = self.registry.with_copy(client, |copy| copy.generation).unwrap_or(0);
+        let Some((home, known)) = self.registry.with_copy(client, |copy| (copy.home, copy.generation)) else { return };
         let knock = homes.knocks.get(&client).map_or(0, |knock| told(knock.call.generation));
         self.become_home(now, homes, client, moved(known.max(knock)), actions);
         if let Some(outbox) = self.home(client) {
             actions.figures.moves.push(reason);
-            self.announce(&outbox, None, actions);
+            self.announce(&outbox, None, 0, actions);
+            let (at, clients) = homes.taken_over.entry(home).or_insert((now, Vec::new()));
+            *at = now;
+            clients.push(client);
         }
+    }
+
+    /// A node that is here again, though it was gone, may not know that it was: Redis may have dropped its connections before
+    /// it noticed. It is told of the sessions that it has no more.
+    pub(super) fn tell_returned(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
+        homes.taken_over.retain(|tag, (at, clients)| {
+            if !self.peers.is_gone(*tag) {
+                for client in clients.drain(..clients.len().min(AT_ONCE)) {
+                    if let Some(outbox) = self.home(client) {
+                        self.announce(&outbox, Some(*tag), 0, actions);
+                    }
+                }
+            }
+            !clients.is_empty() && now.saturating_duration_since(*at) < COMES_BACK
+        });
     }
 
     /// Has another node become the session's home.
@@ -159,6 +177,9 @@ impl<R> Transport<R> {
         let Some(outbox) = self.home(client) else { return false };
         let mut homes = self.homes();
         let Some((to, _)) = outbox.standby() else { return false };
+        if homes.doubted.contains_key(&client) {
+            return true; // Somebody may have it already: that is known in a moment.
+        }
         let to = Goal { tag: to, at_least: 0, reason: MoveReason::Drained, order: CloseOrder::Moved };
         self.start_move(now, &mut homes, &outbox, to, actions);
         true
@@ -196,19 +217,49 @@ impl<R> Transport<R> {
             }
             _ => {
                 homes.moves.remove(&client);
-                // A node that is gone may have had it, and so may its standby: that one's generation is higher then. One that
-                // refuses has not had it from here; if it has it otherwise, it says so.
-                outbox.thaw(now, if outcome == Outcome::Busy { 0 } else { step.generation });
                 homes.lacking.lose(now, client);
-                if let Some((tag, term)) = step.old {
-                    self.dismiss(now, client, tag, term, actions);
+                if outcome == Outcome::Busy {
+                    // It has not had it from here. If it has it otherwise, it says so.
+                    outbox.thaw(now, 0);
+                    self.stay(now, &mut homes, &outbox, &step, actions);
+                    self.announce(&outbox, None, 0, actions);
+                } else {
+                    // It may have had it, and so may its standby: that one's generation is higher then.
+                    outbox.thaw(now, step.generation);
+                    homes.by_standby.entry(step.to).or_default().insert(client);
+                    if let Some((tag, term)) = step.old {
+                        self.dismiss(now, client, tag, term, actions);
+                    }
+                    if self.may_have_been_alone(&homes, now) {
+                        return self.give_up(now, &mut homes, client, actions);
+                    }
+                    self.ask_all(now, &mut homes, &outbox, actions);
                 }
-                homes.by_standby.entry(step.to).or_default().insert(client);
-                homes.refused.push_back((now + REFUSED, client, step.term));
-                self.announce(&outbox, None, actions);
                 actions.detached.push(outbox);
             }
         }
+    }
+
+    /// The node that was to have a session refuses it: it stays here, with the standby that it had. That one may have heard
+    /// nothing of all this, and would take over what another has by now.
+    fn stay(&self, now: Instant, homes: &mut Homes, outbox: &Outbox, step: &Move, actions: &mut Actions<Duty<R>>) {
+        let client = outbox.client();
+        match step.old.filter(|(tag, _)| !self.peers.is_gone(*tag)) {
+            Some((tag, _)) => {
+                self.dismiss(now, client, step.to, step.term, actions);
+                self.open_standby(now, homes, outbox, tag, actions);
+            }
+            None => {
+                homes.by_standby.entry(step.to).or_default().insert(client);
+                homes.refused.push_back((now + REFUSED, client, step.term));
+            }
+        }
+    }
+
+    /// Whether a session that was given to a node which has died since may have died with it: there it had nobody to have a
+    /// copy, not even this node.
+    fn may_have_been_alone(&self, homes: &Homes, now: Instant) -> bool {
+        (homes.leaving || !homes.is_rested(now)) && self.peers.keepers().is_empty()
     }
 
     /// Another node has the session: this one's client is to look for it.
@@ -237,7 +288,7 @@ impl<R> Transport<R> {
             if (outbox.generation(), self.peers.me()) < (holding.generation, tag) {
                 self.give_up(now, &mut homes, client, actions);
             } else {
-                self.announce(&outbox, Some(tag), actions);
+                self.announce(&outbox, Some(tag), holding.nonce, actions);
             }
         } else if let Some((home, term, generation)) =
             self.registry.with_copy(client, |copy| (copy.home, copy.term, copy.generation))
@@ -245,25 +296,25 @@ impl<R> Transport<R> {
             if home == tag {
                 homes.knocks.remove(&client); // It lives.
             }
-            let is_old = if home == tag { term < holding.term } else { generation < holding.generation };
+            let is_old = if home == tag { homes.vouched(term, holding) } else { generation < holding.generation };
             if is_old {
                 self.drop_copy(client, actions);
             }
         }
     }
 
-    /// Says that this node has the session: to one node, or to whoever listens.
-    pub(super) fn announce(&self, outbox: &Outbox, to: Option<Tag>, actions: &mut Actions<Duty<R>>) {
+    /// Says that this node has the session: to one node, or to whoever listens. With the `nonce` of a question it is an answer.
+    pub(super) fn announce(&self, outbox: &Outbox, to: Option<Tag>, nonce: u64, actions: &mut Actions<Duty<R>>) {
         let client = outbox.client();
         let term = outbox.standby().map_or(0, |(_, term)| term);
-        let holding = Holding { client, generation: outbox.generation(), term };
+        let holding = Holding { client, generation: outbox.generation(), term, nonce };
         let channel = to.map_or(Channel::Claim(client), Channel::Node);
         self.sender().control(channel, &envelope::held(self.peers.me(), &holding), true, actions);
     }
 
     /// Asks who has a session: whoever has it says so.
-    pub(super) fn question(&self, client: Uuid, channel: Channel, actions: &mut Actions<Duty<R>>) {
-        let question = Holding { client, generation: 0, term: 0 };
+    pub(super) fn question(&self, client: Uuid, channel: Channel, nonce: u64, actions: &mut Actions<Duty<R>>) {
+        let question = Holding { client, generation: 0, term: 0, nonce };
         self.sender().control(channel, &envelope::held(self.peers.me(), &question), true, actions);
     }
 }

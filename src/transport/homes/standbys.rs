@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Doubt, Homes, forget};
+use super::doubts::Doubt;
+use super::{Homes, forget};
 use crate::outbox::Outbox;
 use crate::outbox::log::{Origin, Position};
 use crate::transport::envelope::{self, Channel, Tag};
@@ -165,7 +166,7 @@ impl<R> Transport<R> {
             return self.give_up(now, homes, client, actions);
         }
         let is_doubted = homes.doubted.contains_key(&client);
-        if is_doubted && self.peers.has_left(tag) {
+        if homes.awaits_word(client) || is_doubted && self.peers.has_left(tag) {
             return; // Others are asked, and then it gets another.
         }
         let times = homes.refusals.entry(client).or_default();

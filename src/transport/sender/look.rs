@@ -30,6 +30,11 @@ impl Look {
             self.present.extend(present);
         }
     }
+
+    /// What `link` was asked is not answered any more; it may be another connection by the next moment.
+    pub(super) fn lost(&mut self, link: LinkId) {
+        self.waiting &= !bit(link);
+    }
 }
 
 impl<R> Sender<R> {

@@ -251,3 +251,19 @@ fn who_was_found_on_its_way_to_another_node_is_asked_about_again_at_once() {
     let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
     assert!(longest <= 2 * search::PAUSE_YOUNG, "{at:?}");
 }
+
+#[test]
+fn a_look_does_not_wait_for_a_connection_that_was_replaced_meanwhile() {
+    let start = Instant::now();
+    let times =
+        Times { send: Duration::from_secs(5), hedge: Duration::from_millis(100), settle: SETTLE, max_bytes: 99 };
+    let mut sender: Sender<()> = Sender::new(start, times, Arc::new(Peers::new(start, 1)), fastrand::Rng::with_seed(1));
+    let mut actions = Actions::default();
+    sender.link_up(start, LINK, &mut actions);
+    sender.look(start, &mut actions);
+    assert_eq!(sender.next_batch(start, LINK).len(), 1);
+    assert!(!sender.look_ends(start), "it has not been answered");
+    sender.link_lost(start, LINK, &mut actions);
+    sender.link_up(start, LINK, &mut actions);
+    assert!(sender.look_ends(start));
+}

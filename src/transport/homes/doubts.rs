@@ -1,0 +1,194 @@
+//! Owns what a node makes of a gap: it stood still, or was cut off, and missed what others said. Until somebody vouches for
+//! them, it doubts the sessions that it has, and the copies.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::claims::Claim;
+use super::letters::Letter;
+use super::{AT_ONCE, Homes};
+use crate::outbox::Outbox;
+use crate::outbox::budget::Budget;
+use crate::registry::Registry;
+use crate::transport::Duty;
+use crate::transport::Transport;
+use crate::transport::envelope::{Channel, Holding, Tag};
+use crate::transport::inbox::Inbox;
+use crate::transport::peers::INTRODUCTION;
+use crate::transport::sender::Actions;
+
+/// A node that stood still for longer has missed what others said; its copies may be old.
+const STOOD_STILL: Duration = Duration::from_millis(700);
+/// So long after that, it takes over nothing by itself.
+const REST: Duration = Duration::from_secs(3);
+/// A home that did not answer for so long is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// How it is found out whether a session has got another home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Nobody was asked yet.
+    New,
+    /// Its standby was asked to confirm something of this term. With a standby that is gone before, nobody vouches for the
+    /// session any more: what it acknowledged as the home may have died with it, and the client is told so.
+    Asked(u64),
+    /// It had no standby, so anybody may have begun it anew; or one that has left, and given what it had taken over to
+    /// somebody: everybody was asked, at this time. It [waits](Outbox::wait) for those who could say so.
+    AskedAll(Instant),
+}
+
+/// What the home of a copy was asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Question {
+    /// An answer has it, so one from before the gap is none.
+    nonce: u64,
+    asked: Option<Instant>,
+}
+
+/// What this node may have missed.
+pub(super) struct Gap<'a> {
+    /// When it was there no more, if that is not long ago.
+    last: Option<Instant>,
+    unsure: &'a mut BTreeMap<Uuid, Question>,
+    claims: &'a BTreeMap<Uuid, Claim>,
+}
+
+impl Gap<'_> {
+    /// A copy has come. It is what its home has, unless it may have been on its way during the gap: then somebody else
+    /// may have become the home.
+    pub(super) fn copied(&mut self, client: Uuid) {
+        let is_called_since = |last| self.claims.get(&client).is_some_and(|claim| claim.since > last);
+        if self.last.is_none_or(is_called_since) {
+            self.unsure.remove(&client);
+        } else {
+            self.unsure.insert(client, Question::default());
+        }
+    }
+
+    /// Whether nobody has vouched yet for what this node has of a session.
+    pub(super) fn is_unsure(&self, client: Uuid) -> bool {
+        self.unsure.contains_key(&client)
+    }
+}
+
+impl Homes {
+    /// What came while this node stood still, or was cut off, is lost: others may have what it has.
+    pub(super) fn grow_unsure(&mut self, now: Instant, registry: &Registry) {
+        self.rests_until = now + REST;
+        self.is_sure = false;
+        self.unsure = registry.copied().into_iter().map(|client| (client, Question::default())).collect();
+        self.doubted.clear();
+        for outbox in registry.outboxes().into_iter().filter(|outbox| outbox.is_resumable()) {
+            self.doubted.insert(outbox.client(), Doubt::New);
+            // What came with the first link would be this node's word alone.
+            if outbox.standby().is_none() {
+                outbox.wait(true);
+            }
+        }
+    }
+
+    /// Whether everybody was asked who has the session.
+    pub(super) fn awaits_word(&self, client: Uuid) -> bool {
+        matches!(self.doubted.get(&client), Some(Doubt::AskedAll(_)))
+    }
+
+    /// What is needed to read what others say of their sessions.
+    pub(super) fn at_the_desk(&mut self, now: Instant) -> (&mut Inbox<Letter>, &Arc<Budget>, Gap<'_>) {
+        let last = (now < self.rests_until).then(|| self.rests_until - REST);
+        let Self { desk, budget, unsure, claims, .. } = self;
+        (desk, budget, Gap { last, unsure, claims })
+    }
+
+    /// Its home says that it has the session, to this node as the standby of `term`: that answers what it was asked about the
+    /// copy. Returns whether the copy is of no use, for the home has got another standby since, or none.
+    pub(super) fn vouched(&mut self, term: u64, holding: &Holding) -> bool {
+        let is_answer = |question: &&Question| question.nonce == holding.nonce && question.asked.is_some();
+        if self.unsure.get(&holding.client).filter(is_answer).is_none() {
+            return term < holding.term;
+        }
+        self.unsure.remove(&holding.client);
+        term != holding.term
+    }
+}
+
+impl<R> Transport<R> {
+    /// Whether this node is cut off, or was a moment ago. If so, or if it stood still, it has missed what others said, and
+    /// is to know that before it follows what it sees of them.
+    pub(super) fn notice_gap(&self, now: Instant, homes: &mut Homes) -> bool {
+        let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
+        let stood_still = now.saturating_duration_since(homes.ticked) > STOOD_STILL;
+        // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
+        if std::mem::replace(&mut homes.is_cut_off, is_cut_off) != is_cut_off || stood_still {
+            homes.grow_unsure(now, &self.registry);
+        } else if is_cut_off {
+            homes.rests_until = now + REST;
+        }
+        homes.ticked = now;
+        is_cut_off
+    }
+
+    /// Whether nobody is left who could say if the session has got another home: its standby, `tag`, has died.
+    pub(super) fn is_unvouched(&self, homes: &Homes, client: Uuid, tag: Tag) -> bool {
+        let is_doubted = homes.doubted.contains_key(&client) && !homes.awaits_word(client);
+        is_doubted && self.peers.is_gone(tag) && !self.peers.has_left(tag)
+    }
+
+    /// Whoever has the session says so, in time.
+    pub(super) fn ask_all(&self, now: Instant, homes: &mut Homes, outbox: &Outbox, actions: &mut Actions<Duty<R>>) {
+        let client = outbox.client();
+        outbox.wait(true);
+        homes.doubted.insert(client, Doubt::AskedAll(now));
+        self.question(client, Channel::Claim(client), 0, actions);
+    }
+
+    /// Whoever has become the home meanwhile was the standby, and does not confirm that it is; or, where there was none,
+    /// has been told that nobody has the session.
+    pub(super) fn ask_about_doubted(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
+        let unasked = homes.doubted.iter().filter(|(_, doubt)| **doubt == Doubt::New);
+        let some: Vec<Uuid> = unasked.map(|(client, _)| *client).take(AT_ONCE).collect();
+        for client in some {
+            let Some(outbox) = self.home(client) else {
+                homes.doubted.remove(&client);
+                continue;
+            };
+            match outbox.standby().filter(|(tag, _)| !self.peers.has_left(*tag)) {
+                Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
+                None => self.ask_all(now, homes, &outbox, actions),
+            }
+        }
+        // Others are known as soon as they have said hello. If there is one, it may have stood still as well.
+        let is_single = self.peers.keepers().is_empty();
+        let patience = if is_single { INTRODUCTION } else { REST };
+        let is_over = |at: Instant| now.saturating_duration_since(at) >= patience;
+        homes.doubted.retain(|client, doubt| match doubt {
+            Doubt::AskedAll(at) if is_over(*at) => {
+                if let Some(outbox) = self.home(*client) {
+                    outbox.wait(false);
+                }
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// Only a home can say that its copy is all that it has acknowledged: it may have got another standby meanwhile, or had
+    /// none. The copy of one that is gone before it could say so is [dropped](Self::may_take_over).
+    pub(super) fn ask_about_copies(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
+        let is_due =
+            |question: &Question| question.asked.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN);
+        let due = homes.unsure.iter().filter(|(_, question)| is_due(question)).map(|(client, _)| *client);
+        let due: Vec<Uuid> = due.take(AT_ONCE).collect();
+        for client in due {
+            if self.registry.with_copy(client, |_| ()).is_none() {
+                homes.unsure.remove(&client);
+                continue;
+            }
+            let nonce = homes.new_term() ^ self.peers.me(); // No other node's.
+            homes.unsure.insert(client, Question { nonce, asked: Some(now) });
+            self.question(client, Channel::Claim(client), nonce, actions);
+        }
+    }
+}
