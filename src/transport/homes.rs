@@ -365,14 +365,11 @@ impl<R> Transport<R> {
                     self.give_up(now, homes, client, actions);
                     continue;
                 }
-                let Some(doubt) = homes.doubted.get(&client).copied() else {
+                if homes.doubted.contains_key(&client) {
+                    // This standby is to say whether it has become the home meanwhile, or all others are.
+                    homes.by_standby.entry(tag).or_default().insert(client);
+                } else {
                     self.replace_standby(now, homes, &outbox, actions);
-                    continue;
-                };
-                // Nobody but this standby can say whether it has become the home meanwhile; or all others, if it has left.
-                homes.by_standby.entry(tag).or_default().insert(client);
-                if self.peers.has_left(tag) && !matches!(doubt, Doubt::AskedAll(_)) {
-                    self.ask_all(now, homes, &outbox, actions);
                 }
             }
         }

@@ -147,14 +147,17 @@ impl<R> Transport<R> {
     /// Whoever has become the home meanwhile was the standby, and does not confirm that it is; or, where there was none,
     /// has been told that nobody has the session.
     pub(super) fn ask_about_doubted(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
-        let unasked = homes.doubted.iter().filter(|(_, doubt)| **doubt == Doubt::New);
-        let some: Vec<Uuid> = unasked.map(|(client, _)| *client).take(AT_ONCE).collect();
+        let has_left = |tag: &Tag| self.peers.has_left(*tag);
+        let of_those = homes.by_standby.iter().filter(|(tag, _)| has_left(tag)).flat_map(|(_, clients)| clients);
+        let unheard = of_those.filter(|client| matches!(homes.doubted.get(client), Some(Doubt::Asked(_)))).copied();
+        let new = homes.doubted.iter().filter(|(_, doubt)| **doubt == Doubt::New).map(|(client, _)| *client);
+        let some: Vec<Uuid> = unheard.chain(new).take(AT_ONCE).collect();
         for client in some {
             let Some(outbox) = self.home(client) else {
                 homes.doubted.remove(&client);
                 continue;
             };
-            match outbox.standby().filter(|(tag, _)| !self.peers.has_left(*tag)) {
+            match outbox.standby().filter(|(tag, _)| !has_left(tag)) {
                 Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
                 None => self.ask_all(now, homes, &outbox, actions),
             }
