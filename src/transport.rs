@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use self::envelope::{Channel, Decision, Foreign, Frame, Hello, KeyList, Number, Tag};
-use self::homes::{Call, Debts, Homes};
+use self::homes::{Attention, Call, Debts, Homes};
 use self::inbox::{Arrival, Due};
 use self::peers::roll::Member;
 use self::peers::{Peers, Standing};
@@ -48,6 +48,7 @@ pub struct Transport<R> {
     /// How long a client may be away, and ask again for what it asked for before.
     window: Duration,
     /// Locked before `sender`, which is locked before any outbox.
+    attention: Attention,
     homes: Mutex<Homes>,
     sender: Mutex<Sender<Duty<R>>>,
     debts: Debts,
@@ -126,7 +127,9 @@ impl<R> Transport<R> {
         random: fastrand::Rng,
     ) -> Self {
         let peers = Arc::new(Peers::new(now, tag));
-        let sender = Mutex::new(Sender::new(now, times, peers.clone(), random));
+        let sender = Sender::new(now, times, peers.clone(), random);
+        let attention = Attention::new(now, sender.deafness());
+        let sender = Mutex::new(sender);
         let homes = Mutex::new(Homes::new(now, limits, budget));
         Self {
             name: name.to_owned(),
@@ -134,6 +137,7 @@ impl<R> Transport<R> {
             registry,
             times,
             window: limits.resume_window,
+            attention,
             homes,
             sender,
             debts: Debts::default(),
@@ -229,7 +233,10 @@ impl<R> Transport<R> {
         match (Channel::parse(channel), frame) {
             (Some(Channel::Client(receiver)), Frame::Message(envelope)) => {
                 match self.peers.standing(envelope.tag, envelope.place.number) {
-                    Standing::Wanted => self.take(now, receiver, &envelope, gathered, actions),
+                    Standing::Wanted => {
+                        self.notice_before(now);
+                        self.take(now, receiver, &envelope, gathered, actions)
+                    }
                     Standing::Past => Arrived::Past,
                     Standing::Stranger => {
                         self.ask(now, envelope.tag, false, actions);
@@ -239,7 +246,10 @@ impl<R> Transport<R> {
             }
             (Some(channel @ (Channel::Node(_) | Channel::Claim(_))), Frame::Message(envelope)) => {
                 match self.peers.standing(envelope.tag, envelope.place.number) {
-                    Standing::Wanted => self.take_word(now, channel, &envelope, gathered, actions),
+                    Standing::Wanted => {
+                        self.notice_before(now);
+                        self.take_word(now, channel, &envelope, gathered, actions)
+                    }
                     Standing::Past => Arrived::Past,
                     Standing::Stranger => {
                         self.ask(now, envelope.tag, false, actions);
@@ -396,6 +406,20 @@ mod tests {
 
     const OTHER: Tag = 2;
 
+    fn transport(now: Instant, registry: Arc<Registry>) -> Transport<()> {
+        let second = Duration::from_secs(1);
+        let times = Times { send: 5 * second, hedge: second, settle: second, max_bytes: usize::MAX };
+        let budget = crate::outbox::tests::unbounded();
+        Transport::new(now, (1, "one"), times, &Limits::small(9, 99), budget, registry, fastrand::Rng::with_seed(1))
+    }
+
+    /// The other node is known, and wants everything.
+    fn meet(transport: &Transport<()>, now: Instant) {
+        let hello = Hello { floor: 0, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
+        let nonce = transport.peers.question(now, OTHER, false).unwrap();
+        transport.peers.answered(now, OTHER, nonce, &hello);
+    }
+
     /// Copies that come over several links, while their lane is forgotten because one of them was decided.
     #[test]
     fn a_copy_that_comes_while_its_lane_is_forgotten_is_not_shown() {
@@ -404,24 +428,9 @@ mod tests {
         let registry = Arc::<Registry>::default();
         let receiver = outbox(usize::MAX, usize::MAX);
         let _registration = registry.register(receiver.clone());
-        let times = Times {
-            send: Duration::from_secs(5),
-            hedge: Duration::from_secs(1),
-            settle: Duration::from_secs(1),
-            max_bytes: usize::MAX,
-        };
-        let transport = Transport::<()>::new(
-            now,
-            (1, "one"),
-            times,
-            &Limits::small(9, 99),
-            crate::outbox::tests::unbounded(),
-            registry.clone(),
-            fastrand::Rng::with_seed(1),
-        );
+        let transport = transport(now, registry.clone());
+        meet(&transport, now);
         let hello = |floor| Hello { floor, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
-        let nonce = transport.peers.question(now, OTHER, false).unwrap();
-        transport.peers.answered(now, OTHER, nonce, &hello(0));
         let (decided, newest, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
         let barrier = Barrier::new(2);
         let channel = Channel::Client(receiver.client()).name();
@@ -457,5 +466,41 @@ mod tests {
             over.store(true, Ordering::SeqCst);
         });
         assert_eq!(decided.load(Ordering::SeqCst) as u64, NUMBERS);
+    }
+
+    /// Whoever had no standby may have got another home during the gap.
+    #[test]
+    fn the_first_message_after_a_gap_is_not_taken_before_the_gap_is_noticed() {
+        let start = Instant::now();
+        for gap in [Duration::ZERO, Duration::from_secs(1)] {
+            let registry = Arc::<Registry>::default();
+            let receiver = Arc::new(Outbox::resumable(
+                Uuid::from_u128(7),
+                1,
+                &Limits::small(9, 99),
+                &crate::outbox::tests::unbounded(),
+            ));
+            registry.keep(receiver.clone());
+            let transport = transport(start, registry.clone());
+            meet(&transport, start);
+            let mut actions = Actions::default();
+            let arrive = |now, number| {
+                let place = Place { number, previous: 0, floor: number, attempt: 0 };
+                let payload = [&head(OTHER, place)[..], &body(Uuid::nil(), Uuid::nil(), b"a word")].concat();
+                let channel = Channel::Client(receiver.client()).name();
+                transport.arrived(now, channel.as_bytes(), &payload, &mut Gathered::default(), &mut Actions::default())
+            };
+            transport.sender().link_up(start, 0, &mut actions);
+            transport.link_synced(start, 0, &mut actions);
+            transport.beat(start, &mut actions);
+            transport.look_after_homes(start, &mut actions);
+            assert_eq!(arrive(start, 1), Arrived::Message(Arrival::Decided));
+            if gap.is_zero() {
+                transport.sender().link_lost(start, 0, &mut actions);
+                transport.sender().link_up(start, 0, &mut actions);
+                transport.link_synced(start, 0, &mut actions);
+            }
+            assert_eq!(arrive(start + gap, 2), Arrived::Message(Arrival::Waits), "after {gap:?}");
+        }
     }
 }

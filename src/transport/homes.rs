@@ -27,6 +27,7 @@ use uuid::Uuid;
 pub(super) use self::claims::Call;
 pub use self::claims::Resumption;
 use self::claims::{Claim, KNOCK, Knock};
+pub(super) use self::doubts::Attention;
 use self::doubts::{Doubt, Question};
 use self::lacking::Lacking;
 use self::letters::Letter;
@@ -274,15 +275,15 @@ impl<R> Transport<R> {
             Duty::End => {}
             Duty::Claim { client } => {
                 let mut homes = self.homes();
-                let hears_others = homes.hears_others(now);
+                let (hears_others, is_leaving) = (homes.hears_others(now), homes.leaving);
                 let claim = homes.claims.get_mut(&client)?;
                 let resumption = match outcome {
                     Outcome::Handed => {
-                        claim.heard = Some(now);
+                        (claim.heard, claim.exists) = (Some(now), true);
                         return None;
                     }
                     Outcome::Busy => Resumption::Refused,
-                    Outcome::Unreachable if !hears_others => Resumption::Unsure,
+                    Outcome::Unreachable if !hears_others || is_leaving || claim.exists => Resumption::Unsure,
                     Outcome::NotConnected | Outcome::Unreachable => Resumption::Lost,
                 };
                 homes.claims.remove(&client);

@@ -25,6 +25,7 @@ mod tests;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -245,7 +246,7 @@ pub struct Sender<R> {
     tokens: f64,
     tokens_at: Instant,
     look: Look,
-    deaf: bool,
+    deaf: Arc<AtomicBool>,
     ever_heard: bool,
 }
 
@@ -278,7 +279,7 @@ impl<R> Sender<R> {
             tokens: TOKENS,
             tokens_at: now,
             look: Look::default(),
-            deaf: false,
+            deaf: Arc::default(),
             ever_heard: false,
         }
     }
@@ -362,7 +363,12 @@ impl<R> Sender<R> {
     /// Whether there was a moment, since this was last asked, at which no link had every channel subscribed any more.
     pub fn was_deaf(&mut self) -> bool {
         let is_deaf = self.is_deaf();
-        std::mem::replace(&mut self.deaf, is_deaf) || is_deaf
+        self.deaf.swap(is_deaf, Ordering::Relaxed) || is_deaf
+    }
+
+    /// What [`was_deaf`](Self::was_deaf) would say, to be looked at without this sender.
+    pub fn deafness(&self) -> Arc<AtomicBool> {
+        self.deaf.clone()
     }
 
     fn is_deaf(&self) -> bool {
@@ -375,7 +381,7 @@ impl<R> Sender<R> {
         self.up &= !bit(link);
         self.carriers &= !bit(link);
         self.look.lost(link);
-        self.deaf |= self.is_deaf();
+        self.deaf.fetch_or(self.is_deaf(), Ordering::Relaxed);
         if !lost.is_up() {
             return;
         }

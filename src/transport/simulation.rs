@@ -142,20 +142,25 @@ struct Agenda {
 
 impl Agenda {
     fn put(&mut self, at: u64, event: Event) {
+        self.order += 1;
+        self.put_back(at, self.order, event);
+    }
+
+    /// The same for what has come, and must wait: it stays before what came later.
+    fn put_back(&mut self, at: u64, order: u64, event: Event) {
         let place = self.free.pop().unwrap_or_else(|| {
             self.events.push(None);
             self.events.len() - 1
         });
         self.events[place] = Some(event);
-        self.order += 1;
-        self.times.push(Reverse((at, self.order, place)));
+        self.times.push(Reverse((at, order, place)));
     }
 
-    fn next(&mut self, end: u64) -> Option<(u64, Event)> {
+    fn next(&mut self, end: u64) -> Option<(u64, u64, Event)> {
         self.times.peek().filter(|Reverse((at, ..))| *at <= end)?;
-        let Reverse((at, _, place)) = self.times.pop()?;
+        let Reverse((at, order, place)) = self.times.pop()?;
         self.free.push(place);
-        self.events[place].take().map(|event| (at, event))
+        self.events[place].take().map(|event| (at, order, event))
     }
 }
 
@@ -815,7 +820,7 @@ impl World {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, order: u64, event: Event) {
         let now = self.instant();
         let node = match &event {
             Event::Answers { node, .. } | Event::Push { node, .. } | Event::Confirmed { node, .. } => Some(*node),
@@ -827,14 +832,14 @@ impl World {
             _ => None,
         };
         if let Some(node) = node.map(|node| &self.nodes[node]).filter(|node| node.paused_until > self.now) {
-            return self.at(node.paused_until, event);
+            return self.agenda.put_back(node.paused_until, order, event);
         }
         let mut actions = Actions::default();
         match event {
             Event::Arrive { node, server, link, commands } => {
                 let Server { alive, hung_until, .. } = self.servers[server];
                 if hung_until > self.now {
-                    self.at(hung_until, Event::Arrive { node, server, link, commands });
+                    self.agenda.put_back(hung_until, order, Event::Arrive { node, server, link, commands });
                 } else if alive
                     && self.nodes[node].links[server] == link
                     && !self.servers[server].closed.contains(&link)
@@ -885,7 +890,7 @@ impl World {
                 if self.servers[server].alive && self.servers[server].life == life {
                     let until = self.servers[server].hung_until;
                     if until > self.now {
-                        self.at(until, Event::Replicated { server, life, channel, payload });
+                        self.agenda.put_back(until, order, Event::Replicated { server, life, channel, payload });
                     } else {
                         self.publish(server, channel, &payload);
                     }
@@ -1048,7 +1053,7 @@ impl World {
                 let now = self.now;
                 let most = if self.faults == Faults::All { 900 * MS } else { 2 * SECOND };
                 let pause = self.random.u64(50 * MS..most);
-                self.nodes[node].paused_until = now + pause;
+                self.nodes[node].paused_until = self.nodes[node].paused_until.max(now + pause);
                 if pause > 300 * MS {
                     // Some clients notice by silence.
                     for client in 0..self.clients.len() {
@@ -1072,7 +1077,8 @@ impl World {
             }
             9 => {
                 self.servers[server].hung_at = self.now;
-                self.servers[server].hung_until = self.now + self.random.u64(50 * MS..1500 * MS);
+                let until = self.now + self.random.u64(50 * MS..1500 * MS);
+                self.servers[server].hung_until = self.servers[server].hung_until.max(until);
             }
             10 | 11 => self.servers[server].lag = if self.random.bool() { self.random.u64(0..8 * SECOND) } else { 0 },
             12 => self.after(0, MS, Event::Elect),
@@ -1178,9 +1184,9 @@ impl World {
 
     fn run_until(&mut self, end: u64) {
         while self.failure.is_none() {
-            let Some((at, event)) = self.agenda.next(end) else { break };
+            let Some((at, order, event)) = self.agenda.next(end) else { break };
             self.now = self.now.max(at);
-            self.handle(event);
+            self.handle(order, event);
         }
         self.now = self.now.max(end);
     }

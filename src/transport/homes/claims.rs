@@ -32,7 +32,7 @@ pub enum Resumption {
     Refused,
     /// Nobody has it any more, or nobody could vouch for it in time.
     Lost,
-    /// Nobody could be asked: this node is cut off, or stood still a moment ago.
+    /// Nobody could be asked, for this node is cut off, or stood still a moment ago; or it could not come here in time.
     Unsure,
 }
 
@@ -65,6 +65,8 @@ pub(super) struct Claim {
     pub(super) until: Instant,
     /// When somebody said that it comes.
     pub(super) heard: Option<Instant>,
+    /// Somebody has it, or had a moment ago.
+    pub(super) exists: bool,
 }
 
 /// What a claim says of the generations that there have been: nothing, if it goes by credentials.
@@ -113,7 +115,7 @@ impl<R> Transport<R> {
     pub fn claim(&self, now: Instant, client: Uuid, generation: u64, actions: &mut Actions<Duty<R>>) {
         let mut homes = self.homes();
         let until = now + self.times.send;
-        homes.claims.insert(client, Claim { generation, since: now, until, heard: None });
+        homes.claims.insert(client, Claim { generation, since: now, until, heard: None, exists: false });
         self.submit_claim(now, client, generation, actions);
     }
 
@@ -208,15 +210,17 @@ impl<R> Transport<R> {
         let mut lost = Vec::new();
         for (client, claim) in &mut homes.claims {
             if now >= claim.until {
-                lost.push(*client);
+                lost.push((*client, claim.exists));
             } else if claim.heard.is_some_and(|at| now.saturating_duration_since(at) >= CLAIM_AGAIN) {
                 (claim.since, claim.heard) = (now, None);
                 again.push((*client, claim.generation));
             }
         }
-        for client in lost {
+        for (client, exists) in lost {
             homes.claims.remove(&client);
-            let resumption = if homes.hears_others(now) { Resumption::Lost } else { Resumption::Unsure };
+            // It is not lost because it could not come here: others go on with it.
+            let is_lost = homes.hears_others(now) && !homes.leaving && !exists;
+            let resumption = if is_lost { Resumption::Lost } else { Resumption::Unsure };
             actions.claims.push((client, resumption));
         }
         for (client, generation) in again {

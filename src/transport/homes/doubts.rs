@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -46,6 +47,35 @@ pub(super) struct Question {
     /// An answer has it, so one from before the gap is none.
     nonce: u64,
     asked: Option<Instant>,
+}
+
+/// Whether this node may have missed something since it looked last.
+#[derive(Debug)]
+pub(in crate::transport) struct Attention {
+    deaf: Arc<AtomicBool>,
+    begun: Instant,
+    /// When it looked last, in milliseconds since it began.
+    looked: AtomicU64,
+}
+
+impl Attention {
+    /// `deaf` says that no link had every channel subscribed.
+    pub(in crate::transport) fn new(now: Instant, deaf: Arc<AtomicBool>) -> Self {
+        Self { deaf, begun: now, looked: AtomicU64::new(0) }
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn looks(&self, now: Instant) {
+        self.looked.store(self.millis(now), Ordering::Relaxed);
+    }
+
+    fn is_good(&self, now: Instant) -> bool {
+        let silence = self.millis(now).saturating_sub(self.looked.load(Ordering::Relaxed));
+        !self.deaf.load(Ordering::Relaxed) && Duration::from_millis(silence) <= STOOD_STILL
+    }
 }
 
 /// What this node may have missed.
@@ -115,6 +145,13 @@ impl Homes {
 }
 
 impl<R> Transport<R> {
+    /// A message has come, and is the first thing perhaps that this node sees after a gap: that is noticed before.
+    pub(in crate::transport) fn notice_before(&self, now: Instant) {
+        if !self.attention.is_good(now) {
+            self.notice_gap(now, &mut self.homes());
+        }
+    }
+
     /// Whether this node is cut off, or was a moment ago. If so, or if it stood still, it has missed what others said, and
     /// is to know that before it follows what it sees of them.
     pub(super) fn notice_gap(&self, now: Instant, homes: &mut Homes) -> bool {
@@ -127,6 +164,7 @@ impl<R> Transport<R> {
             homes.rests_until = now + REST;
         }
         homes.ticked = now;
+        self.attention.looks(now);
         is_cut_off
     }
 
