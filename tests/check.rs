@@ -432,7 +432,7 @@ async fn what_stands_in_front_is_seen_as_clients_see_it() {
         "",
     );
     checked.has("well", "nginx.status", "404");
-    checked.has("well", "nginx.origin", "refused").has("unseen", "nginx.idle", "63 s").has("unseen", "nginx.503", "");
+    checked.has("well", "nginx.origin", "refused").has("unseen", "nginx.idle", "75 s").has("unseen", "nginx.503", "");
     checked.has("unseen", "nginx.forwarded-for", "$remote_addr").ends(0);
 
     look(LOCATIONS)

@@ -15,7 +15,7 @@ use crate::traffic::{Load, Traffic};
 /// `texto demo`: watch people chat while the master dies.
 #[derive(Clone, Debug, Args)]
 pub struct DemoArgs {
-    /// How long it takes, in seconds
+    /// How long it takes, in seconds: 20 to 600
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(20..=600))]
     pub seconds: u64,
     /// The gateway to show; this program when absent

@@ -315,7 +315,8 @@ fn unseen(config: &Config, place: &str, out: &mut Findings) {
         "whether X-Forwarded-For is set, and forged ones are dropped, only gateways see",
         "`proxy_set_header X-Forwarded-For $remote_addr;` ($proxy_add_x_forwarded_for keeps what the client wrote)",
     );
-    let least = config.limits.ping_interval * 5 / 2;
+    // Three pings: one that is late, or is lost, is no reason to give up.
+    let least = config.limits.ping_interval * 3;
     out.unseen(
         "nginx.idle",
         place,

@@ -31,7 +31,7 @@ pub(crate) enum AskError {
     UnknownMaster(String),
     #[error("it refused the credentials ({0}): check TEXTO_SENTINEL_USERNAME and TEXTO_SENTINEL_PASSWORD or its _FILE")]
     Refused(String),
-    #[error("it refuses a command to this user ({0}): give it the rights that the README names")]
+    #[error("it refuses a command to this user ({0})")]
     Right(String),
     #[error("this is a Redis, not a Sentinel: give a Sentinel's address, or this one to --redis (TEXTO_REDIS)")]
     Redis,
