@@ -262,7 +262,7 @@ fn print_line(verdict: &Verdict) -> Result<()> {
     let Verdict { report, noise_ms, silence_ms, limit_ms, .. } = verdict;
     output::line(format_args!(
         "  {} sent, {} acknowledged, {} errors, {} lost, {} twice, {} out of order, {} unanswered, {} dropped, {} moved, \
-         {} resumed, {} told that something may be missing, {} with another id; \
+         {} resumed, {} told that something may be missing (and shown {} again), {} with another id; \
          {silence_ms:.0} ms beyond {noise_ms:.0} ms of noise ({limit_ms:.0} allowed)",
         report.sent,
         report.acked,
@@ -275,6 +275,7 @@ fn print_line(verdict: &Verdict) -> Result<()> {
         report.moved,
         report.resumed,
         report.told,
+        report.told_again,
         report.id_changed,
     ))?;
     for note in &verdict.notes {

@@ -200,6 +200,8 @@ impl Checker {
                 if message.received == 1 {
                     message.first_received = Some(at);
                     slot.arrivals.push((at, number));
+                } else if message.first_received <= slot.told {
+                    report.told_again += 1;
                 } else {
                     report.received_twice += 1;
                     if report.examples.len() < EXAMPLES {

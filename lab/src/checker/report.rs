@@ -17,6 +17,9 @@ pub struct Report {
     pub acked_lost: u64,
     /// Acknowledged and never received, but the receiver was told that messages may be missing.
     pub told_missing: u64,
+    /// Received again, but the receiver was told, since it came first, that messages may be missing: what was known of those that
+    /// had come went with them.
+    pub told_again: u64,
     /// Received more than once.
     pub received_twice: u64,
     /// Acknowledged, and received after a later acknowledged one of the same sender to the same receiver.

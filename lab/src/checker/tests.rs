@@ -162,6 +162,25 @@ fn what_a_receiver_was_told_of_is_not_lost() {
 }
 
 #[test]
+fn what_comes_again_is_excused_only_if_the_receiver_was_told_in_between() {
+    let again = |told: Option<Duration>| {
+        let mut checker = Checker::new(100 * MS);
+        checker.feed(Duration::ZERO, pair(3, 5), 0, &Event::Sent);
+        for at in [2 * MS, 4 * MS] {
+            if let Some(told) = told.filter(|told| *told < at) {
+                checker.feed_person(told, 5, Turn::Told);
+            }
+            checker.feed(at, pair(3, 5), 0, &Event::Received);
+        }
+        let report = checker.report(9 * MS, Duration::ZERO, 9 * MS);
+        (report.received_twice, report.told_again)
+    };
+    assert_eq!(again(None), (1, 0));
+    assert_eq!(again(Some(MS)), (1, 0), "it was told before");
+    assert_eq!(again(Some(3 * MS)), (0, 1));
+}
+
+#[test]
 fn another_id_is_caught() {
     assert_eq!(one(Some(MS), &[(MS, 5, Turn::Changed)]).broken(), ["1 persons with another id"]);
 }
