@@ -76,6 +76,8 @@ pub struct Standby {
     pub recorded: Position,
     /// It knows of the session.
     pub opened: bool,
+    /// It has known it before this term, without another in between.
+    pub known: bool,
 }
 
 /// The state of a session that can be resumed, beside its messages.
@@ -194,7 +196,9 @@ impl Log {
         // What another node once had may be shown: whoever takes over has it as well, or says that something is missing.
         let once = self.standby.map_or(0, |standby| standby.confirmed).min(self.last);
         let confirmed = self.written.max(had).max(once);
-        self.standby = tag.map(|tag| Standby { tag, term, confirmed, recorded: had, opened: false });
+        let has_known = |tag| self.standby.is_some_and(|before| before.tag == tag && (before.opened || before.known));
+        self.standby =
+            tag.map(|tag| Standby { tag, term, confirmed, recorded: had, opened: false, known: has_known(tag) });
         if tag.is_none() { self.release(|_| true) } else { Vec::new() }
     }
 

@@ -117,6 +117,11 @@ impl Outbox {
         self.lock().log().is_some_and(|log| log.standby.is_some_and(|standby| standby.opened))
     }
 
+    /// Whether the standby has been it for long enough to know what became of the session.
+    pub fn has_witness(&self) -> bool {
+        self.lock().log().is_some_and(|log| log.standby.is_some_and(|standby| standby.opened || standby.known))
+    }
+
     /// How many messages are kept for the client.
     pub fn kept(&self) -> usize {
         self.lock().shelf.deliveries.len()

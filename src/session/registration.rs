@@ -2,6 +2,7 @@
 //! resumed, or one that is resumed now.
 
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,7 +42,7 @@ pub(super) struct Begun {
 #[derive(Debug)]
 pub(super) struct Ticket {
     /// When the session's first token was issued, in seconds of Unix time, if it was before.
-    first_issue: Option<u64>,
+    first_issue: Option<NonZeroU64>,
     /// Whether this connection began with all that was acknowledged.
     resumed: bool,
 }
@@ -74,7 +75,7 @@ impl Begun {
         context: &Arc<Context>,
         outbox: Outbox,
         generation: u64,
-        first_issue: Option<u64>,
+        first_issue: Option<NonZeroU64>,
         request: Uuid,
     ) -> Option<Self> {
         let outbox = Arc::new(outbox);
@@ -95,9 +96,10 @@ impl Ticket {
     pub(super) fn introduce(&mut self, context: &Context, outbox: &Outbox, pass: Option<&Pass>) -> Resumable {
         let (now, lifetime) = (SystemTime::now(), context.limits.token_lifetime);
         let (generation, home) = (outbox.generation(), context.broker.tag());
-        let claims = Claims::new(outbox.client(), generation, home, self.first_issue, now, lifetime)
-            .backed(pass.map(Pass::backing));
-        self.first_issue = Some(claims.first_issue);
+        let claims =
+            Claims::new(outbox.client(), generation, home, self.first_issue.map(NonZeroU64::get), now, lifetime)
+                .backed(pass.map(Pass::backing));
+        self.first_issue = NonZeroU64::new(claims.first_issue);
         let resume = Resume {
             token: context.keys.ring().sign(&claims),
             window_ms: millis(context.limits.resume_window),
@@ -277,8 +279,8 @@ async fn find(
     let Some(Claims { client, generation, first_issue, .. }) = claims else {
         return Ok(Begun::stranger(context, request));
     };
-    let (ticket, resumes) =
-        (Ticket { first_issue: Some(first_issue), resumed: true }, &context.metrics.sessions.resumes);
+    let first_issue = NonZeroU64::new(first_issue);
+    let (ticket, resumes) = (Ticket { first_issue, resumed: true }, &context.metrics.sessions.resumes);
     let (begun, counter) = match context.broker.resume(client, generation).await {
         // Whoever has claimed it at the same moment, and was waited for, may have had another token.
         Resumption::Here(outbox) if !outbox.refuses(generation) => {
@@ -286,7 +288,7 @@ async fn find(
         }
         Resumption::Lost => {
             let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
-            (Begun::fresh(context, outbox, generation, Some(first_issue), request), &resumes.lost)
+            (Begun::fresh(context, outbox, generation, first_issue, request), &resumes.lost)
         }
         Resumption::Here(_) | Resumption::Refused => (Begun::stranger(context, request), &resumes.refused),
         Resumption::Unsure => return Err(unsure(context)),
@@ -316,7 +318,7 @@ async fn identified(
         context.resume_limits.admits_session(client).map_err(|limit| limited(context, limit))?;
     }
     let (first_issue, generation) =
-        (claims.map(|claims| claims.first_issue), claims.map_or(0, |claims| claims.generation));
+        (claims.and_then(|claims| NonZeroU64::new(claims.first_issue)), claims.map_or(0, |claims| claims.generation));
     let seq = claims.map_or(0, |_| wish.seq);
     let resumes = &context.metrics.sessions.resumes;
     loop {

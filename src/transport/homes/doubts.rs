@@ -195,7 +195,8 @@ impl<R> Transport<R> {
                 homes.doubted.remove(&client);
                 continue;
             };
-            match outbox.standby().filter(|(tag, _)| !has_left(tag)) {
+            // One that has confirmed nothing yet knows nothing of what the one before has done.
+            match outbox.standby().filter(|(tag, _)| outbox.has_witness() && !has_left(tag)) {
                 Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
                 None => self.ask_all(now, homes, &outbox, actions),
             }
