@@ -33,6 +33,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 pub(super) enum Doubt {
     /// Nobody was asked yet.
     New,
+    /// Everybody was asked, and there has been another gap since: what they said may be lost.
+    Again,
     /// Its standby was asked to confirm something of this term. With a standby that is gone before, nobody vouches for the
     /// session any more: what it acknowledged as the home may have died with it, and the client is told so.
     Asked(u64),
@@ -110,9 +112,11 @@ impl Homes {
         self.rests_until = now + REST;
         self.is_sure = false;
         self.unsure = registry.copied().into_iter().map(|client| (client, Question::default())).collect();
-        self.doubted.clear();
+        let doubted = std::mem::take(&mut self.doubted);
+        let asks_all = |client: Uuid| matches!(doubted.get(&client), Some(Doubt::AskedAll(_) | Doubt::Again));
         for outbox in registry.outboxes().into_iter().filter(|outbox| outbox.is_resumable()) {
-            self.doubted.insert(outbox.client(), Doubt::New);
+            let client = outbox.client();
+            self.doubted.insert(client, if asks_all(client) { Doubt::Again } else { Doubt::New });
             // What came with the first link would be this node's word alone.
             if outbox.standby().is_none() {
                 outbox.wait(true);
@@ -122,7 +126,7 @@ impl Homes {
 
     /// Whether everybody was asked who has the session.
     pub(super) fn awaits_word(&self, client: Uuid) -> bool {
-        matches!(self.doubted.get(&client), Some(Doubt::AskedAll(_)))
+        matches!(self.doubted.get(&client), Some(Doubt::AskedAll(_) | Doubt::Again))
     }
 
     /// What is needed to read what others say of their sessions.
@@ -188,7 +192,11 @@ impl<R> Transport<R> {
         let has_left = |tag: &Tag| self.peers.has_left(*tag);
         let of_those = homes.by_standby.iter().filter(|(tag, _)| has_left(tag)).flat_map(|(_, clients)| clients);
         let unheard = of_those.filter(|client| matches!(homes.doubted.get(client), Some(Doubt::Asked(_)))).copied();
-        let new = homes.doubted.iter().filter(|(_, doubt)| **doubt == Doubt::New).map(|(client, _)| *client);
+        let new = homes
+            .doubted
+            .iter()
+            .filter(|(_, doubt)| matches!(doubt, Doubt::New | Doubt::Again))
+            .map(|(client, _)| *client);
         let some: Vec<Uuid> = unheard.chain(new).take(AT_ONCE).collect();
         for client in some {
             let Some(outbox) = self.home(client) else {
@@ -196,7 +204,8 @@ impl<R> Transport<R> {
                 continue;
             };
             // One that has confirmed nothing yet knows nothing of what the one before has done.
-            match outbox.standby().filter(|(tag, _)| outbox.has_witness() && !has_left(tag)) {
+            let asks_all = homes.awaits_word(client) || !outbox.has_witness();
+            match outbox.standby().filter(|(tag, _)| !asks_all && !has_left(tag)) {
                 Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
                 None => self.ask_all(now, homes, &outbox, actions),
             }

@@ -116,7 +116,7 @@ impl<R> Transport<R> {
         homes.alone.remove(&client);
         homes.by_standby.entry(tag).or_default().insert(client);
         let term = homes.new_term();
-        if let Some(doubt) = homes.doubted.get_mut(&client) {
+        if let Some(doubt @ (Doubt::New | Doubt::Asked(_))) = homes.doubted.get_mut(&client) {
             *doubt = Doubt::Asked(term);
         }
         // What is taken meanwhile by another thread comes behind this.
@@ -166,7 +166,10 @@ impl<R> Transport<R> {
             return self.give_up(now, homes, client, actions);
         }
         let is_doubted = homes.doubted.contains_key(&client);
-        if homes.awaits_word(client) || is_doubted && self.peers.has_left(tag) {
+        if homes.awaits_word(client) {
+            return homes.refused.push_back((now + REFUSED, client, term));
+        }
+        if is_doubted && self.peers.has_left(tag) {
             return; // Others are asked, and then it gets another.
         }
         let times = homes.refusals.entry(client).or_default();
