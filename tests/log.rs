@@ -167,6 +167,19 @@ async fn what_fails_again_and_again_is_one_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_is_no_loss_of_redis() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let bench = Bench::start(writer).await;
+        bench.ends(signal).await;
+        let mut log = String::new();
+        reader.read_to_string(&mut log).unwrap();
+        assert!(log.contains("clean=true"), "{log}");
+        assert!(!log.contains("no usable link"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_can_tell_nobody_what_is_wrong_ends_all_the_same() {
     let (_reader, writer) = full_pipe();
     let mut refused = Process::start("the gateway", Path::new(env!("CARGO_BIN_EXE_texto")), |command| {
