@@ -14,6 +14,7 @@ use crate::access::source::KeySource;
 use crate::broker::{Broker, BrokerStatus, LinkState};
 use crate::operate::isolation::is_cut_off;
 use crate::operate::metrics::Metrics;
+use crate::operate::readiness::Readiness;
 
 /// The runtime is stuck when its own heartbeat is older than this.
 const STUCK: Duration = Duration::from_secs(10);
@@ -92,6 +93,24 @@ impl Report {
     /// What is wrong, a sentence each.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
         self.checks.iter().filter_map(|check| check.output.as_deref())
+    }
+
+    /// What keeps traffic away: each check that fails, and its reason.
+    pub(super) fn failures(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let failed = self.checks.iter().filter(|check| check.status == Status::Fail);
+        failed.map(|check| (check.name, check.output.as_deref().unwrap_or(check.name)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_failure(failure: Option<(&'static str, &str)>) -> Self {
+        let check = |(name, reason): (_, &str)| Check {
+            name,
+            status: Status::Fail,
+            observed: Value::Null,
+            output: Some(reason.to_owned()),
+        };
+        let status = if failure.is_some() { Status::Fail } else { Status::Pass };
+        Self { status, node_id: "test".to_owned(), checks: failure.map(check).into_iter().collect() }
     }
 
     /// As `application/health+json`.
@@ -184,14 +203,20 @@ impl Health {
         }
     }
 
-    /// Beats, for [`Self::lives`], and keeps the metric of readiness fresh. Runs for ever.
+    /// Beats, for [`Self::lives`], and keeps the metric of readiness fresh, and the log. Runs for ever.
     pub async fn run_heartbeat(&self) {
+        let mut readiness = Readiness::default();
         let mut interval = tokio::time::interval(BEAT);
         loop {
             interval.tick().await;
             let age = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.beat_ms.store(age, Ordering::Relaxed);
-            self.metrics.ready.set(i64::from(self.report().is_ready()));
+            let report = self.report();
+            self.metrics.ready.set(i64::from(report.is_ready()));
+            // The drain says itself that it begins.
+            if self.is_serving() {
+                readiness.note(Instant::now(), &report);
+            }
         }
     }
 
@@ -318,8 +343,9 @@ fn check_credentials(source: &KeySource) -> Check {
 
 fn check_links(broker: &BrokerStatus) -> Check {
     let missing = broker.links.iter().filter(|link| link.expected && link.state != LinkState::Synced);
-    let missing: Vec<_> =
-        missing.map(|link| format!("{}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing"))).collect();
+    let missing: Vec<_> = missing
+        .map(|link| format!("Redis {}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing")))
+        .collect();
     Check {
         name: "redis:links",
         status: if missing.is_empty() { Status::Pass } else { Status::Warn },
@@ -334,7 +360,9 @@ fn check_sentinels(broker: &BrokerStatus) -> Check {
         .sentinels
         .iter()
         .filter(|sentinel| !sentinel.reachable)
-        .map(|sentinel| format!("{}: {}", sentinel.address, sentinel.reason.as_deref().unwrap_or("connecting")))
+        .map(|sentinel| {
+            format!("Sentinel {}: {}", sentinel.address, sentinel.reason.as_deref().unwrap_or("connecting"))
+        })
         .collect();
     Check {
         name: "sentinels",
