@@ -30,6 +30,8 @@ pub enum Movement {
     Motion,
     /// The Sentinels replace the master: messages go to every server.
     Failover,
+    /// There is no master, and fewer Sentinels answer than it takes to make one: messages go by the replicas.
+    Masterless,
     /// No server can be used: messages wait until their deadline.
     Outage,
 }
