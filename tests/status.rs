@@ -181,6 +181,26 @@ async fn a_failover_is_told_as_it_happens_and_so_is_an_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_nobody_can_bring_about_is_not_called_one() {
+    let mut stage = Stage::start(binary(), &ClusterOptions::default(), 1, &[]).await.unwrap();
+    until_status(&stage.gateways[0], "it is calm", |status| status["broker"]["movement"] == "calm").await;
+    for sentinel in &mut stage.cluster.sentinels[1..] {
+        sentinel.kill();
+    }
+    stage.cluster.servers[0].kill();
+    let dead = format!("Sentinel {}: ", stage.cluster.sentinels[1].address());
+    let is_told = |status: &Value| {
+        let problems = status["node"]["problems"].as_array().unwrap();
+        status["broker"]["movement"] == "masterless"
+            && problems.iter().any(|problem| problem.as_str().unwrap().contains(&dead))
+    };
+    until_status(&stage.gateways[0], "it is told", is_told).await;
+    // As long as one would take.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(is_told(&status(&stage.gateways[0]).await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_lags_says_by_how_much() {
     // The Sentinels let a replica be that follows another address.
     let failover_timeout = Duration::from_secs(600);
