@@ -155,6 +155,11 @@ async fn a_failover_is_told_as_it_happens_and_so_is_an_outage() {
     let at: Vec<_> = order.map(|kind| told.iter().position(|known| *known == kind)).to_vec();
     assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{told:?}");
     assert_eq!(over["totals"]["failovers"], 1);
+    let log = one.log().join("\n");
+    for part in ["failover over", "\"was\":\"synced\""] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert!(!log.contains("--address-map") && !log.contains("the server left the topology"), "{log}");
 
     // Without any Redis it answers as fast as ever.
     for server in &mut stage.cluster.servers[1..] {

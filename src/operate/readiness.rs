@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(at(3, &not), None);
         assert_eq!(at(9, &ready).as_deref(), Some("ready again, after 7.0 s"));
         assert_eq!((at(10, &not), at(11, &ready)), (None, None), "one that flaps is counted");
-        assert_eq!(at(62, &not).as_deref(), Some("not ready: no usable Redis, again, 2 times in 1m"));
+        assert_eq!(at(62, &not).as_deref(), Some("not ready: no usable Redis (2 times in the last 1m)"));
         assert_eq!(at(63, &ready).as_deref(), Some("ready again, after 1.0 s"));
     }
 }

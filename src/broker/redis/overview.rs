@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::role::Role;
 use super::{Shared, lock};
 use crate::broker::LinkState;
-use crate::broker::deployment::{Deployment, Movement, ServerView};
+use crate::broker::deployment::{Deployment, Movement, ServerView, milliseconds};
 use crate::config::Address;
 use crate::operate::chronicle::Happening;
 use crate::operate::repeats::Repeats;
@@ -121,8 +121,11 @@ impl Shared {
             (topology.master.as_ref().map(Address::to_string), topology.master_down)
         };
         let is_calm = !master_down && !self.transport.sender().in_motion(now);
-        if let Some(master) = master.filter(|_| is_calm) {
-            self.chronicle.is_calm(now, &master);
+        if let Some(master) = master.filter(|_| is_calm)
+            && let Some(took) = self.chronicle.is_calm(now, &master)
+        {
+            let took_ms = milliseconds(took);
+            info!(%master, took_ms, "failover over: messages go to the master alone again");
         }
     }
 
@@ -161,7 +164,7 @@ impl Shared {
                     carries,
                     follows,
                     behind_bytes: follows.and(master).and_then(|master| progress.behind(&master)),
-                    answers_in_ms: progress.trip().map(|trip| trip.as_secs_f64() * 1e3),
+                    answers_in_ms: progress.trip().map(milliseconds),
                     reason: status.reason,
                 }
             })
