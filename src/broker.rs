@@ -161,6 +161,17 @@ pub enum LinkState {
     Synced,
 }
 
+impl LinkState {
+    /// How it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Replaying => "replaying",
+            Self::Synced => "synced",
+        }
+    }
+}
+
 impl BrokerStatus {
     /// How long messages have not been able to flow at `now`.
     pub fn unusable_for(&self, now: Instant) -> Option<Duration> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use texto_client::{Builder, Client, Ending, Message, Messages, SendError, State, Uuid};
+use texto_client::{Builder, Cause, Client, Ending, Message, Messages, SendError, State, Uuid};
 use tokio::sync::mpsc;
 
 use crate::files;
@@ -60,8 +60,11 @@ enum Event {
 /// When it can't begin, or the server ended it: why.
 pub async fn run(args: &ChatArgs) -> Result<()> {
     let (client, messages) = builder(args)?.start()?;
-    let urls = args.urls.join(" ");
-    let mut chat = Chat { client, urls, receiver: args.to, id: None, missed: 0, is_away: false, known: Vec::new() };
+    let mut words = args.urls.clone();
+    words.extend(args.ca_file.iter().map(|file| format!("--ca-file {}", file.display())));
+    let (words, has_token) = (words.join(" "), args.token_file.is_some());
+    let mut chat =
+        Chat { client, words, has_token, receiver: args.to, id: None, missed: 0, is_away: false, known: Vec::new() };
     let ended = chat.talk(messages, typed()).await;
     chat.client.close().await;
     match ended {
@@ -117,8 +120,10 @@ fn typed() -> mpsc::Receiver<String> {
 
 struct Chat {
     client: Client,
-    /// As they were given.
-    urls: String,
+    /// The addresses, and whom to trust there, as they were given.
+    words: String,
+    /// There are credentials.
+    has_token: bool,
     receiver: Option<Uuid>,
     /// Who one was when that was said last.
     id: Option<Uuid>,
@@ -170,6 +175,10 @@ impl Chat {
     /// How it ended, once the session is over.
     fn ending(&self) -> Result<()> {
         match self.client.states().current() {
+            State::Closed(Ending::Credentials(_)) if !self.has_token => anyhow::bail!(
+                "the server does not let this client in: it wants credentials, a JWT in a file: give it by --token-file \
+                 (`texto token` makes one to try out)"
+            ),
             State::Closed(ending) if ending != Ending::Closed => anyhow::bail!("{ending}"),
             _ => Ok(()),
         }
@@ -221,7 +230,7 @@ impl Chat {
                 if self.id.replace(*id) != Some(*id) {
                     say(format_args!("* you are {id}"))?;
                     if self.receiver.is_none() {
-                        say(format_args!("* in the other terminal: texto chat {} --to {id}", self.urls))?;
+                        say(format_args!("* in the other terminal: texto chat {} --to {id}", self.words))?;
                     }
                 } else if self.is_away {
                     say("* back")?;
@@ -239,7 +248,11 @@ impl Chat {
                 };
                 let what = if self.id.is_some() { "away, coming back" } else { "no connection, trying again" };
                 self.is_away = true;
-                say(format_args!("* {what} {soon}: {why}"))?;
+                let mend = match why {
+                    Cause::Untrusted(_) => ": give its authority by --ca-file",
+                    _ => "",
+                };
+                say(format_args!("* {what} {soon}: {why}{mend}"))?;
             }
             _ => {}
         }

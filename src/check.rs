@@ -22,6 +22,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use self::findings::Findings;
+use self::sentinels::Listed;
 use crate::config::cli::CheckArgs;
 use crate::config::variables::Variables;
 use crate::config::{BrokerConfig, Config, RedisConfig, TopologyConfig};
@@ -100,6 +101,8 @@ async fn look_at_servers(redis: &RedisConfig, config: &Config) -> Findings {
             (servers, Some(address_map))
         }
     };
+    let master = servers.iter().find(|(_, listed): &&(_, Option<Listed>)| listed.as_ref().is_some_and(|l| l.is_master));
+    let master = master.map(|(address, _)| address.clone());
     let looks = servers.into_iter().map(|(address, listed)| {
         let map = map.map(AsRef::as_ref);
         redis::look(address, listed, redis, map)
@@ -113,9 +116,10 @@ async fn look_at_servers(redis: &RedisConfig, config: &Config) -> Findings {
         let info = master.info.as_ref()?;
         info.number("master_repl_offset")
     });
+    let is_master_away = master.is_some_and(|master| answering.iter().all(|server| server.address != master));
     let max_text_bytes = config.limits.max_text_bytes;
     for server in &answering {
-        let context = redis_settings::Context { config: redis, max_text_bytes, master_offset };
+        let context = redis_settings::Context { config: redis, max_text_bytes, master_offset, is_master_away };
         redis_settings::judge(server, context, &mut out);
     }
     pubsub::look(&mut answering, redis.heartbeat_timeout, &mut out).await;

@@ -123,12 +123,10 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn config(&mut self, args: &ServeArgs) -> Option<Config> {
-        let listen = self.parse("listen", &args.listen, "an address such as 0.0.0.0:8398");
-        let admin_listen = args
-            .admin_listen
-            .as_deref()
-            .filter(|text| !text.is_empty())
-            .map(|text| self.parse("admin-listen", text, "an address such as 127.0.0.1:9398"));
+        let listen = self.parse("listen", &args.listen, "an IP address with a port, and no name, such as 0.0.0.0:8398");
+        let admin_listen = args.admin_listen.as_deref().filter(|text| !text.is_empty()).map(|text| {
+            self.parse("admin-listen", text, "an IP address with a port, and no name, such as 127.0.0.1:9398")
+        });
         let terminator = self.terminator(&args.client_tls);
         let trusted_proxies = TrustedProxies::parse(&args.trusted_proxies).unwrap_or_else(|parts| {
             for part in parts {

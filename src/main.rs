@@ -1,6 +1,6 @@
 //! The program: arguments, logging, signals, exit code. Everything else is in the library.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -171,6 +171,13 @@ async fn run(config: Config, log: &Log) -> anyhow::Result<()> {
 }
 
 async fn bind(address: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    let bound = TcpListener::bind(address).await;
-    bound.with_context(|| format!("can't listen on {address}, given by {flag}: is it in use?"))
+    TcpListener::bind(address).await.map_err(|error| {
+        let why = match error.kind() {
+            ErrorKind::AddrInUse => "something listens there already",
+            ErrorKind::AddrNotAvailable => "this host does not have that address",
+            ErrorKind::PermissionDenied => "this user may not: ports below 1024 take a right",
+            _ => "the system refuses it",
+        };
+        anyhow::Error::from(error).context(format!("can't listen on {address}, given by {flag}: {why}"))
+    })
 }

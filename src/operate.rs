@@ -16,5 +16,6 @@ pub mod logging;
 pub mod manual;
 pub mod metrics;
 pub mod output;
+mod readiness;
 pub mod repeats;
 pub mod status;

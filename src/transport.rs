@@ -154,6 +154,11 @@ impl<R> Transport<R> {
         self.peers.roll(now)
     }
 
+    /// Whether `tag` has left in an orderly way, a while ago at the most.
+    pub fn has_left(&self, tag: Tag) -> bool {
+        self.peers.has_left(tag)
+    }
+
     /// Its sender, locked.
     pub fn sender(&self) -> MutexGuard<'_, Sender<Duty<R>>> {
         // No state is left half-changed by the code that holds this lock.

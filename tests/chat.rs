@@ -14,6 +14,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use people::{BINARY, LIMIT, Pair, gateway, url};
 use tempfile::TempDir;
+use texto_lab::certificates::{Authority, TlsFiles, Validity};
+use texto_lab::gateway::Gateway;
 use texto_lab::process::{Process, free_port, until};
 
 /// A terminal with `texto chat`.
@@ -153,6 +155,31 @@ async fn it_says_what_is_wrong_and_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_tls_is_said_with_its_mend() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new("ours").unwrap();
+    let pair = authority.sign(&["localhost"], Validity::Now).unwrap();
+    let files = TlsFiles::create(folder.path(), "gateway", &authority, &pair).unwrap();
+    let [certificate, key, ca] = [&files.certificate, &files.key, &files.authority].map(|file| file.to_str().unwrap());
+    let secure = gateway(&["--tls-cert", certificate, "--tls-key", key]).await;
+    let plain = gateway(&[]).await;
+    let at = |scheme: &str, gateway: &Gateway| format!("{scheme}://localhost:{}", gateway.address.port());
+    for (url, said) in [
+        (at("ws", &secure), "this port speaks TLS: use https:// and wss:// (HTTP 400)"),
+        (at("wss", &plain), "speaks no TLS: is it ws://localhost:"),
+        (at("wss", &secure), "signed by nobody whom this client trusts: give its authority by --ca-file"),
+    ] {
+        let lost = Terminal::open(&[&url]);
+        let why = lost.shows("* no connection, trying again ").await;
+        assert!(why.contains(said), "{url}: {why}");
+    }
+    let anna = Terminal::open(&[&at("wss", &secure), "--ca-file", ca]);
+    let id = anna.shows("* you are ").await;
+    let other = anna.shows("* in the other terminal: ").await;
+    assert_eq!(other, format!("texto chat {} --ca-file {ca} --to {id}", at("wss", &secure)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_shows_the_credentials_of_a_file_and_never_prints_them() {
     let folder = TempDir::new().unwrap();
     let [key, token] = ["key", "token"].map(|name| folder.path().join(name));
@@ -165,7 +192,7 @@ async fn it_shows_the_credentials_of_a_file_and_never_prints_them() {
         std::fs::write(&token, command.output().unwrap().stdout).unwrap();
     };
     let without = Terminal::open(&[&url(&gateway)]);
-    assert!(without.shows("texto: the server does not let this client in: ").await.len() > 10);
+    assert!(without.shows("texto: the server does not let this client in: ").await.contains("give it by --token-file"));
     assert_eq!(without.leave().await.0, Some(1));
 
     issue("5s");

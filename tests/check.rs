@@ -372,6 +372,28 @@ async fn a_failover_that_would_not_work_is_found_before_it_is_needed() {
     check(&deployment).await.has("wrong", "sentinel.none", "EBROKER").lacks("redis").ends(2);
 }
 
+/// Without a majority the master stays dead; the replicas can't help it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_master_is_named_and_its_replicas_are_not_blamed() {
+    let mut deployment = Deployment::start(ClusterOptions { tls: false, ..ClusterOptions::default() }).await;
+    for sentinel in &mut deployment.cluster.sentinels[1..] {
+        sentinel.kill();
+    }
+    let master = deployment.server(0).address();
+    deployment.cluster.servers[0].kill();
+    let mut checked = None;
+    until("the last Sentinel holds the master for dead", LIMIT, async || {
+        checked = Some(deployment.check_as(&[], &[]).await);
+        checked.as_ref().filter(|checked| checked.tells("wrong", "sentinel.master-down", "")).map(drop)
+    })
+    .await
+    .unwrap();
+    let checked = checked.unwrap();
+    checked.has("wrong", "redis.down", &master).has("wrong", "redis.down", "the master is down").ends(2);
+    checked.has("unseen", "redis.replication", "the master does not answer");
+    assert!(!checked.tells("wrong", "redis.replication", ""), "{}", checked.list("redis"));
+}
+
 /// A Sentinel that lists a replica and another Sentinel, neither of which is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_sentinel_announces_and_nobody_reaches_is_named() {

@@ -34,6 +34,37 @@ async fn a_variable_misspelt_does_not_start_a_gateway_without_redis() {
     assert!(!text.contains("hunter2"), "{text}");
 }
 
+/// As where a file names all of them, and most have no value.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_variable_counts_as_one_that_is_not_set() {
+    let table = include_str!("../docs/configuration.md").lines().filter(|line| line.starts_with("| `--"));
+    let names = table.flat_map(|line| line.split('`').filter(|word| word.starts_with("TEXTO_")));
+    let variables: Vec<_> = names.chain(["TEXTO_LOG", "TEXTO_REDIS_PASSWORD"]).map(|name| (name, "")).collect();
+    assert!(variables.len() > 50, "{variables:?}");
+    let output = Command::new(BINARY).args(["check", "--json"]).envs(variables.iter().copied()).output().await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("config.broker") && !said.contains("config.invalid"), "{said}");
+    let gateway = Gateway::start(Path::new(BINARY), &[], &[("TEXTO_SEND_TIMEOUT", ""), ("TEXTO_NODE_ID", "")]).await;
+    gateway.unwrap().wait_ready(LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_where_nobody_can_listen_is_told_from_one_that_is_taken() {
+    let said = async |address: &str| {
+        let output = Command::new(BINARY).args(["--listen", address]).output();
+        let output = tokio::time::timeout(LIMIT, output).await.expect("it ends").unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = said("203.0.113.1:8398").await;
+    assert!(text.contains("this host does not have that address") && !text.contains("in use"), "{text}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = said(&taken.local_addr().unwrap().to_string()).await;
+    assert!(text.contains("something listens there already"), "{text}");
+    let text = refusal(&["--admin-listen", "localhost:9398"], &[]).await;
+    assert!(text.contains("and no name"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_redis_refuses_is_refused_before() {
     assert!(refusal(&["--node-id", "köln-1"], &[]).await.contains("TEXTO_NODE_ID"));

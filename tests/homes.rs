@@ -409,3 +409,24 @@ async fn a_session_that_is_called_and_not_met_ends_with_its_window() {
     .await
     .unwrap();
 }
+
+#[tokio::test]
+async fn the_log_of_each_gateway_says_who_of_the_others_hangs_dies_and_leaves() {
+    let mut stack = Stack::start(3).await;
+    let count = |gateway: &Gateway, text: &str| gateway.log().iter().filter(|line| line.contains(text)).count();
+    let watcher = stack.gateways.pop().unwrap();
+    until("it knows both", LIMIT, async || (count(&watcher, "another node is there") == 2).then_some(()))
+        .await
+        .unwrap();
+    stack.gateways[0].signal(Signal::SIGSTOP);
+    watcher.wait_for_log("another node is silent", LIMIT).await.unwrap();
+    stack.gateways[0].signal(Signal::SIGCONT);
+    watcher.wait_for_log("another node is there again", LIMIT).await.unwrap();
+    stack.gateways[0].kill();
+    watcher.wait_for_log("another node is gone", LIMIT).await.unwrap();
+    stack.gateways[1].signal(Signal::SIGTERM);
+    watcher.wait_for_log("another node has left", LIMIT).await.unwrap();
+    for text in ["is silent", "is there again", "is gone", "has left"] {
+        assert_eq!(count(&watcher, &format!("another node {text}")), 1, "{text}");
+    }
+}

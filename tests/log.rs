@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use texto_lab::client::{Answer, Client};
+use texto_lab::gateway::Gateway;
 use texto_lab::http;
 use texto_lab::process::{Process, free_port, until};
 use texto_lab::redis_server::RedisServer;
@@ -164,6 +165,34 @@ async fn what_fails_again_and_again_is_one_line() {
     let mut log = String::new();
     reader.read_to_string(&mut log).unwrap();
     assert_eq!(log.matches("a connection could not be accepted").count(), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_is_no_loss_of_redis() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let bench = Bench::start(writer).await;
+        bench.ends(signal).await;
+        let mut log = String::new();
+        reader.read_to_string(&mut log).unwrap();
+        assert!(log.contains("clean=true"), "{log}");
+        assert!(!log.contains("no usable link"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_goes_unready_says_why_and_when_it_is_back() {
+    let folder = TempDir::new().unwrap();
+    let mut redis = RedisServer::start("127.0.0.1", folder.path(), &[], None).await.unwrap();
+    let arguments = ["--redis", &redis.address(), "--ready-grace", "0s"];
+    let gateway = Gateway::start(Path::new(env!("CARGO_BIN_EXE_texto")), &arguments, &[]).await.unwrap();
+    gateway.wait_ready(LIMIT).await.unwrap();
+    // As long as a look at itself takes.
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    redis.kill();
+    gateway.wait_for_log("not ready: no usable Redis for ", LIMIT).await.unwrap();
+    redis.restart().await.unwrap();
+    gateway.wait_for_log("ready again, after ", LIMIT).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,3 +114,13 @@ fn the_short_help_fits_a_screen_and_the_long_one_has_all() {
     }
     assert!(long.lines().all(|line| line.chars().count() <= 100), "{long}");
 }
+
+#[test]
+fn check_names_its_own_flags_first_and_its_exit_codes() {
+    for help in ["-h", "--help"] {
+        let text = texto(&["check", help]);
+        let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part}: {text}"));
+        assert!(at("--nginx") < at("--listen") && at("--json") < at("--listen"), "{text}");
+        assert!(at("The exit code is 0") > at("--listen"), "{text}");
+    }
+}

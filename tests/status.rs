@@ -155,6 +155,11 @@ async fn a_failover_is_told_as_it_happens_and_so_is_an_outage() {
     let at: Vec<_> = order.map(|kind| told.iter().position(|known| *known == kind)).to_vec();
     assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{told:?}");
     assert_eq!(over["totals"]["failovers"], 1);
+    let log = one.log().join("\n");
+    for part in ["failover over", "\"was\":\"synced\""] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert!(!log.contains("--address-map") && !log.contains("the server left the topology"), "{log}");
 
     // Without any Redis it answers as fast as ever.
     for server in &mut stage.cluster.servers[1..] {
@@ -178,6 +183,26 @@ async fn a_failover_is_told_as_it_happens_and_so_is_an_outage() {
     let one = &stage.gateways[0];
     let gone = |status: &Value| kinds(status).iter().any(|kind| matches!(*kind, "gateway_gone" | "gateway_silent"));
     until_status(one, "the dead gateway is told", gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_nobody_can_bring_about_is_not_called_one() {
+    let mut stage = Stage::start(binary(), &ClusterOptions::default(), 1, &[]).await.unwrap();
+    until_status(&stage.gateways[0], "it is calm", |status| status["broker"]["movement"] == "calm").await;
+    for sentinel in &mut stage.cluster.sentinels[1..] {
+        sentinel.kill();
+    }
+    stage.cluster.servers[0].kill();
+    let dead = format!("Sentinel {}: ", stage.cluster.sentinels[1].address());
+    let is_told = |status: &Value| {
+        let problems = status["node"]["problems"].as_array().unwrap();
+        status["broker"]["movement"] == "masterless"
+            && problems.iter().any(|problem| problem.as_str().unwrap().contains(&dead))
+    };
+    until_status(&stage.gateways[0], "it is told", is_told).await;
+    // As long as one would take.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(is_told(&status(&stage.gateways[0]).await));
 }
 
 #[tokio::test(flavor = "multi_thread")]

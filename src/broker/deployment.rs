@@ -1,10 +1,17 @@
 //! Owns the words for what a broker sees of the whole deployment: for people, and so with names instead of numbers.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::LinkState;
 use crate::operate::chronicle::Noted;
 use crate::transport::peers::roll::Member;
+
+/// A time for people and scripts: milliseconds, to the microsecond.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
 
 /// The deployment, as this node sees it.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +37,8 @@ pub enum Movement {
     Motion,
     /// The Sentinels replace the master: messages go to every server.
     Failover,
+    /// There is no master, and fewer Sentinels answer than it takes to make one: messages go by the replicas.
+    Masterless,
     /// No server can be used: messages wait until their deadline.
     Outage,
 }
@@ -57,4 +66,16 @@ pub struct ServerView {
     pub answers_in_ms: Option<f64>,
     /// Why there is no link.
     pub reason: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_no_more_digits_than_it_is_worth() {
+        for (micros, text) in [(337, "0.337"), (92, "0.092"), (1_204_100, "1204.1"), (0, "0")] {
+            assert_eq!(milliseconds(Duration::from_nanos(micros * 1000 + 163)).to_string(), text);
+        }
+    }
 }

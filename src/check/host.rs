@@ -52,7 +52,11 @@ impl Host {
                     "when all places are taken, none is left for Redis, health and metrics",
                     "`ulimit -n 65536` (LimitNOFILE= in systemd, `ulimits: nofile` in compose), or fewer --max-connections (TEXTO_MAX_CONNECTIONS)",
                 );
-            } else if max_connections < FEW_CONNECTIONS && descriptors < 2 * FEW_CONNECTIONS as u64 {
+            } else if max_connections < FEW_CONNECTIONS
+                && descriptors < 2 * FEW_CONNECTIONS as u64
+                && max_connections as u64 >= descriptors / 2
+            {
+                // Fewer than that are wanted so, and not for want of descriptors.
                 out.doubtful(
                     "host.descriptors",
                     PLACE,
@@ -157,6 +161,7 @@ mod tests {
         assert_eq!(judged(fine, 65_000, 8398), Vec::<&str>::new());
         assert_eq!(judged(fine, 65_536, 8398), ["host.descriptors"]);
         assert_eq!(judged(Host { descriptors: Some(1024), ..fine }, 768, 8398), ["host.descriptors"]);
+        assert_eq!(judged(Host { descriptors: Some(1024), ..fine }, 1, 8398), Vec::<&str>::new());
         assert_eq!(judged(Host { somaxconn: Some(128), ..fine }, 5000, 8398), ["host.somaxconn"]);
         assert_eq!(judged(fine, 5000, 40_000), ["host.ports"]);
         assert_eq!(judged(Host { ports: Some((60_000, 60_999)), ..fine }, 5000, 8398), ["host.ports"]);

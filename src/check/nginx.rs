@@ -255,6 +255,10 @@ async fn upgrade(front: &Front, place: &str, own: Upgrade, out: &mut Findings) {
             "clients are to hear 503 with Retry-After: many take 502 for something that coming again does not mend",
             "start the gateways; `proxy_next_upstream error timeout http_503;` and `error_page 502 504 = @unavailable;`",
         ),
+        // As a gateway says it, and as nginx does.
+        Upgrade::Refused(StatusCode::BAD_REQUEST, said) if said.contains("speaks TLS") || said.contains("HTTPS port") => {
+            out.wrong("nginx.reachable", place, "it speaks TLS on this port", why, "--nginx https://…");
+        }
         Upgrade::Refused(status @ (StatusCode::BAD_REQUEST | StatusCode::UPGRADE_REQUIRED), said) => out.wrong(
             "nginx.upgrade",
             place,

@@ -110,6 +110,18 @@ fn unreachable(
             "it takes no more clients: a gateway that loses its connection does not come back",
             "`maxclients 10000` in redis.conf, and a limit of open files (ulimit -n) that allows it",
         ),
+        ConnectionError::Silent(_) | ConnectionError::Io(_)
+            if listed.is_some_and(|listed| listed.is_down && listed.is_master) =>
+        {
+            return out.wrong(
+                "redis.down",
+                place,
+                format!("the master is down, the Sentinels say so too: {text}"),
+                "messages go by the replicas, as long as there are some, until one of them takes its place",
+                "check again in ten seconds, for a failover may be under way; if it stays: start it, and see what is said of \
+                 the Sentinels' majority",
+            );
+        }
         ConnectionError::Silent(_) | ConnectionError::Io(_) if listed.is_some_and(|listed| listed.is_down) => {
             return out.doubtful(
                 "redis.down",

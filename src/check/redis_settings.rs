@@ -24,6 +24,8 @@ pub(super) struct Context<'a> {
     pub(super) max_text_bytes: usize,
     /// How much the master has replicated.
     pub(super) master_offset: Option<i64>,
+    /// The master does not answer: that is said of it, and no replica can help it.
+    pub(super) is_master_away: bool,
 }
 
 pub(super) fn judge(server: &Server, context: Context<'_>, out: &mut Findings) {
@@ -58,6 +60,12 @@ fn role(server: &Server, context: Context<'_>, out: &mut Findings) {
             format!("it is a replica of {master}"),
             "with --redis alone the one server must be a master",
             "--redis (TEXTO_REDIS): the master's address; or --sentinels (TEXTO_SENTINELS), which find it",
+        ),
+        (Some(Role::Replica { master, connected: false }), _) if context.is_master_away => out.unseen(
+            "redis.replication",
+            place,
+            format!("it has no connection to its master {master}, for the master does not answer"),
+            "check again when there is a master",
         ),
         (Some(Role::Replica { master, connected: false }), _) => {
             let since = server.info.as_ref().and_then(|info| info.number("master_link_down_since_seconds"));

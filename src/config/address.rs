@@ -26,6 +26,9 @@ impl FromStr for Address {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains("://") {
+            return Err("expected host:port, without a scheme such as redis://");
+        }
         let (host, port) = text.trim().rsplit_once(':').ok_or("expected host:port")?;
         let port = port.parse().ok().filter(|port| *port != 0).ok_or("the port must be 1 to 65535")?;
         let host = match host.strip_prefix('[') {
@@ -50,6 +53,9 @@ mod tests {
         assert_eq!(" redis-0:6379".parse::<Address>().unwrap().host, "redis-0");
         for bad in ["redis", "redis:0", "redis:99999", "redis://h:1", "::1:6379", ":1", "u@h:1"] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+        for url in ["redis://a:26379", "rediss://a"] {
+            assert!(url.parse::<Address>().unwrap_err().contains("without a scheme"), "{url}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::Resettable;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -30,7 +31,8 @@ impl Cli {
     pub fn read(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
         let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
         let is_brief = arguments.iter().any(|argument| argument == "-h");
-        let mut command = if is_brief { brief(Self::command()) } else { Self::command() };
+        let command = without_empty_variables(Self::command());
+        let mut command = if is_brief { brief(command) } else { command };
         let matches = command.try_get_matches_from_mut(arguments)?;
         let mut cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
         match (&mut cli.command, matches.subcommand()) {
@@ -46,6 +48,13 @@ impl Cli {
 /// The same without the names of variables, so that most flags have one line.
 fn brief(command: clap::Command) -> clap::Command {
     command.mut_args(|flag| flag.hide_env(true)).mut_subcommands(brief)
+}
+
+/// A variable that is empty counts as one that is not set: so they are written where files name all of them.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |flag: &clap::Arg| flag.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|flag| if is_empty(&flag) { flag.env(Resettable::Reset) } else { flag });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// An option of `serve` that has a value because somebody gave it one.
@@ -104,6 +113,10 @@ Give it the flags and variables of `texto serve`, and run it where gateways run.
 publishes messages that are for nobody, and changes nothing. The exit code is 0 when all is well as far as
 it can be seen, 1 when something is doubtful, 2 when something is wrong.";
 
+const CHECK_BRIEF_HELP: &str = "\
+Give it the flags and variables of `texto serve`; --help has all of them, and says more about each.
+The exit code is 0 when all is well, 1 when something is doubtful, 2 when something is wrong.";
+
 const SESSION_KEY_HELP: &str = "\
 All nodes have the same file: `(umask 077; texto session-key > FILE)`. To change the key, `add` a new
 one, let it `sign` when every node has it, and `drop` the old one when its tokens have expired
@@ -141,7 +154,7 @@ pub enum Command {
     #[cfg(feature = "lab")]
     Demo(texto_lab::demo::DemoArgs),
     /// Look at a deployment before its users do: Sentinels, Redis, this host, nginx
-    #[command(after_help = BRIEF_HELP, after_long_help = CHECK_HELP)]
+    #[command(after_help = CHECK_BRIEF_HELP, after_long_help = CHECK_HELP)]
     Check(CheckArgs),
     /// Ask a running gateway whether it is ready; exit code 0 if it is, 1 if not
     Healthcheck(HealthcheckArgs),
@@ -175,15 +188,15 @@ pub enum Command {
 /// The flags of `texto check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// The configuration that is looked at.
-    #[command(flatten)]
-    pub serve: ServeArgs,
     /// Print the findings as JSON
     #[arg(long, help_heading = "Check")]
     pub json: bool,
     /// What stands in front of the gateways, to be looked at as well: http://host:port
     #[arg(long, value_name = "URL", help_heading = "Check")]
     pub nginx: Option<String>,
+    /// The configuration that is looked at.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// The flags of `texto token`.

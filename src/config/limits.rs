@@ -113,7 +113,11 @@ impl Check<'_> {
             Some(text) if !text.is_empty() => {
                 let count = self.count("outbox-total-bytes", text);
                 if count.is_some_and(|count| count < outbox_bytes) {
-                    self.invalid("outbox-total-bytes", text, "at least --outbox-bytes");
+                    self.invalid(
+                        "outbox-total-bytes",
+                        text,
+                        &format!("at least {outbox_bytes}, which is --outbox-bytes"),
+                    );
                 }
                 count
             }

@@ -208,14 +208,16 @@ impl Chronicle {
         self.lock().failover.is_some()
     }
 
-    /// All is well with `master` at `now`: a failover that went on is over.
-    pub fn is_calm(&self, now: Instant, master: &str) {
+    /// All is well with `master` at `now`: a failover that went on is over, after what is returned.
+    pub fn is_calm(&self, now: Instant, master: &str) -> Option<Duration> {
         let mut inner = self.lock();
-        let Some(took) = inner.failover.map(|since| now.saturating_duration_since(since)) else { return };
-        if took >= SOONEST_END {
-            inner.failover = None;
-            inner.add(&Happening::FailoverEnded { master: master.to_owned(), took });
+        let took = inner.failover.map(|since| now.saturating_duration_since(since))?;
+        if took < SOONEST_END {
+            return None;
         }
+        inner.failover = None;
+        inner.add(&Happening::FailoverEnded { master: master.to_owned(), took });
+        Some(took)
     }
 
     /// What happened lately, the newest first.
@@ -264,15 +266,15 @@ mod tests {
     fn a_failover_begins_once_and_ends_once() {
         let chronicle = Chronicle::default();
         let now = Instant::now();
-        chronicle.is_calm(now, "a:1");
+        assert_eq!(chronicle.is_calm(now, "a:1"), None);
         assert_eq!(kinds(&chronicle), [""; 0], "there was none");
         chronicle.note(&begun());
         chronicle.note(&begun());
-        chronicle.is_calm(now, "a:1");
+        assert_eq!(chronicle.is_calm(now, "a:1"), None);
         assert!(chronicle.is_failing_over(), "its first sign comes before the others");
         chronicle.note(&Happening::MasterChanged { from: "a:1".to_owned(), to: "b:2".to_owned(), epoch: 7 });
-        chronicle.is_calm(now + 2 * SOONEST_END, "b:2");
-        chronicle.is_calm(now + 3 * SOONEST_END, "b:2");
+        assert!(chronicle.is_calm(now + 2 * SOONEST_END, "b:2").is_some());
+        assert_eq!(chronicle.is_calm(now + 3 * SOONEST_END, "b:2"), None);
         assert!(!chronicle.is_failing_over());
         assert_eq!(kinds(&chronicle), ["failover_ended", "master_changed", "failover_begun"]);
     }

@@ -14,6 +14,7 @@ use crate::access::source::KeySource;
 use crate::broker::{Broker, BrokerStatus, LinkState};
 use crate::operate::isolation::is_cut_off;
 use crate::operate::metrics::Metrics;
+use crate::operate::readiness::Readiness;
 
 /// The runtime is stuck when its own heartbeat is older than this.
 const STUCK: Duration = Duration::from_secs(10);
@@ -73,6 +74,11 @@ struct Check {
     /// The reason, where the status is not `pass`.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
+    /// The same for people: all that is to be said, and what it consists of, a line each.
+    #[serde(skip)]
+    words: String,
+    #[serde(skip)]
+    parts: Vec<(Status, String)>,
 }
 
 /// The whole picture.
@@ -94,6 +100,26 @@ impl Report {
         self.checks.iter().filter_map(|check| check.output.as_deref())
     }
 
+    /// What keeps traffic away: each check that fails, and its reason.
+    pub(super) fn failures(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let failed = self.checks.iter().filter(|check| check.status == Status::Fail);
+        failed.map(|check| (check.name, check.output.as_deref().unwrap_or(check.name)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_failure(failure: Option<(&'static str, &str)>) -> Self {
+        let check = |(name, reason): (_, &str)| Check {
+            name,
+            status: Status::Fail,
+            observed: Value::Null,
+            output: Some(reason.to_owned()),
+            words: reason.to_owned(),
+            parts: Vec::new(),
+        };
+        let status = if failure.is_some() { Status::Fail } else { Status::Pass };
+        Self { status, node_id: "test".to_owned(), checks: failure.map(check).into_iter().collect() }
+    }
+
     /// As `application/health+json`.
     pub fn json(&self) -> String {
         let checks: serde_json::Map<String, Value> =
@@ -109,18 +135,20 @@ impl Report {
         .to_string()
     }
 
-    /// As text: one line a check.
+    /// As text: one line a check, and one for each link and each Sentinel.
     pub fn text(&self) -> String {
+        let mark = |status: &Status| match status {
+            Status::Pass => "[+]",
+            Status::Warn => "[!]",
+            Status::Fail => "[-]",
+        };
         let mut text = String::new();
-        for Check { name, status, observed, output } in &self.checks {
-            let mark = match status {
-                Status::Pass => "[+]",
-                Status::Warn => "[!]",
-                Status::Fail => "[-]",
-            };
-            let output = output.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        for Check { name, status, words, parts, .. } in &self.checks {
             // Writing to a string does not fail.
-            let _ = writeln!(text, "{mark} {name} {observed}{output}");
+            let _ = writeln!(text, "{} {name}: {words}", mark(status));
+            for (status, words) in parts {
+                let _ = writeln!(text, "    {} {words}", mark(status));
+            }
         }
         let _ = writeln!(text, "{} {}", self.node_id, if self.is_ready() { "is ready" } else { "is not ready" });
         text
@@ -184,14 +212,20 @@ impl Health {
         }
     }
 
-    /// Beats, for [`Self::lives`], and keeps the metric of readiness fresh. Runs for ever.
+    /// Beats, for [`Self::lives`], and keeps the metric of readiness fresh, and the log. Runs for ever.
     pub async fn run_heartbeat(&self) {
+        let mut readiness = Readiness::default();
         let mut interval = tokio::time::interval(BEAT);
         loop {
             interval.tick().await;
             let age = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.beat_ms.store(age, Ordering::Relaxed);
-            self.metrics.ready.set(i64::from(self.report().is_ready()));
+            let report = self.report();
+            self.metrics.ready.set(i64::from(report.is_ready()));
+            // The drain says itself that it begins.
+            if self.is_serving() {
+                readiness.note(Instant::now(), &report);
+            }
         }
     }
 
@@ -230,11 +264,14 @@ impl Health {
     fn check_lifecycle(&self) -> Check {
         let lifecycle = self.lifecycle();
         let serving = lifecycle == Lifecycle::Serving;
+        let output = (!serving).then(|| "this node is told to stop and takes no new sessions".to_owned());
         Check {
             name: "lifecycle",
             status: if serving { Status::Pass } else { Status::Fail },
             observed: json!(lifecycle),
-            output: (!serving).then(|| "this node is told to stop and takes no new sessions".to_owned()),
+            words: output.clone().unwrap_or_else(|| "serving".to_owned()),
+            parts: Vec::new(),
+            output,
         }
     }
 
@@ -249,21 +286,29 @@ impl Health {
             Some(away) if broker.ever_usable && away < self.ready_grace => Status::Warn,
             Some(_) => Status::Fail,
         };
-        let output = away.map(|away| {
-            let reason = broker.reason.clone().unwrap_or_else(|| "no usable link".to_owned());
-            format!("no usable Redis for {:.1} s: {reason}", away.as_secs_f64())
+        let since = away.map(|away| format!("no usable Redis for {:.1} s", away.as_secs_f64()));
+        let output = since.as_ref().map(|since| {
+            let reason = broker.reason.as_deref().unwrap_or("no usable link");
+            format!("{since}: {reason}")
         });
-        Check { name: "broker", status, observed: json!(broker.kind), output }
+        // Each link says its own.
+        let reason = if broker.links.is_empty() { &output } else { &since };
+        let words = reason.as_ref().map_or(broker.kind.to_owned(), |reason| format!("{}, {reason}", broker.kind));
+        Check { name: "broker", status, observed: json!(broker.kind), output, words, parts: Vec::new() }
     }
 
     fn check_connections(&self) -> Check {
         let open = self.max_connections.saturating_sub(self.seats.available_permits());
         let full = open >= self.max_connections;
+        let output = full.then(|| "every place is taken: raise --max-connections or add nodes".to_owned());
+        let words = format!("{open} of {}", self.max_connections);
         Check {
             name: "connections",
             status: if full { Status::Fail } else { Status::Pass },
             observed: json!({ "open": open, "max": self.max_connections }),
-            output: full.then(|| "every place is taken: raise --max-connections or add nodes".to_owned()),
+            words: output.as_ref().map_or(words.clone(), |reason| format!("{words}, {reason}")),
+            parts: Vec::new(),
+            output,
         }
     }
 
@@ -281,6 +326,13 @@ impl Health {
             }
             _ => None,
         };
+        let words = match (&output, master) {
+            (None, Some(master)) => format!("{master}, epoch {}", broker.epoch),
+            (Some(_), Some(master)) if link.is_some_and(|link| link.state == LinkState::Connecting) => {
+                format!("{master}, without a connection")
+            }
+            (reason, _) => reason.clone().unwrap_or_default(),
+        };
         Check {
             name: "redis:master",
             status: if output.is_some() { Status::Warn } else { Status::Pass },
@@ -290,6 +342,8 @@ impl Health {
                 "lastSwitchSecondsAgo": broker.last_switch_seconds_ago,
             }),
             output,
+            words,
+            parts: Vec::new(),
         }
     }
 }
@@ -308,20 +362,34 @@ fn check_credentials(source: &KeySource) -> Check {
         (None, _) => None,
     };
     let passes = if output.is_some() { Status::Warn } else { Status::Pass };
+    let words = output.clone().unwrap_or_else(|| format!("{} keys", status.keys));
     Check {
         name: "credentials",
         status: if status.keys == 0 { Status::Fail } else { passes },
         observed: json!({ "keys": status.keys }),
         output,
+        words,
+        parts: Vec::new(),
     }
 }
 
 fn check_links(broker: &BrokerStatus) -> Check {
     let missing = broker.links.iter().filter(|link| link.expected && link.state != LinkState::Synced);
-    let missing: Vec<_> =
-        missing.map(|link| format!("{}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing"))).collect();
+    let missing: Vec<_> = missing
+        .map(|link| format!("Redis {}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing")))
+        .collect();
+    let parts = broker.links.iter().map(|link| {
+        let role = link.role.map(|role| format!(", {role}")).unwrap_or_default();
+        let dead = if link.expected { "" } else { ", dead for the Sentinels" };
+        let reason = link.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let status = if link.state == LinkState::Synced { Status::Pass } else { Status::Warn };
+        (status, format!("{} {}{role}{dead}{reason}", link.address, link.state.name()))
+    });
+    let synced = broker.links.iter().filter(|link| link.state == LinkState::Synced).count();
     Check {
         name: "redis:links",
+        words: format!("{synced} of {} synced", broker.links.len()),
+        parts: parts.collect(),
         status: if missing.is_empty() { Status::Pass } else { Status::Warn },
         observed: json!(broker.links),
         output: (!missing.is_empty()).then(|| format!("not synced: {}", missing.join("; "))),
@@ -334,12 +402,72 @@ fn check_sentinels(broker: &BrokerStatus) -> Check {
         .sentinels
         .iter()
         .filter(|sentinel| !sentinel.reachable)
-        .map(|sentinel| format!("{}: {}", sentinel.address, sentinel.reason.as_deref().unwrap_or("connecting")))
+        .map(|sentinel| {
+            format!("Sentinel {}: {}", sentinel.address, sentinel.reason.as_deref().unwrap_or("connecting"))
+        })
         .collect();
+    let parts = broker.sentinels.iter().map(|sentinel| match (sentinel.reachable, &sentinel.reason) {
+        (true, _) => (Status::Pass, format!("{} answers", sentinel.address)),
+        (false, reason) => {
+            (Status::Warn, format!("{} connecting: {}", sentinel.address, reason.as_deref().unwrap_or("no answer yet")))
+        }
+    });
     Check {
         name: "sentinels",
+        words: format!("{} of {known} answer", known - silent.len()),
+        parts: parts.collect(),
         status: if silent.is_empty() { Status::Pass } else { Status::Warn },
         observed: json!({ "reachable": known - silent.len(), "known": known, "sentinels": broker.sentinels }),
         output: (!silent.is_empty()).then(|| silent.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::LinkStatus;
+    use crate::sentinel::SentinelStatus;
+
+    #[test]
+    fn people_are_told_of_each_link_in_a_line_and_of_each_reason_once() {
+        let link = |address: &str, state, expected, reason: Option<&str>| LinkStatus {
+            address: address.to_owned(),
+            state,
+            role: (state == LinkState::Synced).then_some("replica"),
+            expected,
+            reason: reason.map(str::to_owned),
+        };
+        let broker = BrokerStatus {
+            kind: "sentinel",
+            master: Some("a:1".to_owned()),
+            reason: Some("Redis a:1: it refused the password".to_owned()),
+            unusable_since: Some(Instant::now()),
+            links: vec![
+                link("a:1", LinkState::Connecting, true, Some("it refused the password")),
+                link("b:2", LinkState::Synced, true, None),
+                link("c:3", LinkState::Connecting, false, Some("Connection refused")),
+            ],
+            sentinels: vec![SentinelStatus { address: "d:4".to_owned(), reachable: true, reason: None }],
+            ..BrokerStatus::default()
+        };
+        let registry = Arc::<crate::registry::Registry>::default();
+        let metrics = Arc::new(Metrics::new("test").unwrap());
+        let embedded = Arc::new(crate::broker::embedded::Embedded::new(registry, metrics.clone()));
+        let seats = Arc::new(Semaphore::new(9));
+        let health = Health::new("node", Duration::ZERO, Duration::ZERO, embedded, seats, 9, metrics);
+        let mut checks = vec![health.check_broker(&broker), health.check_connections(), health.check_master(&broker)];
+        checks.extend([check_links(&broker), check_sentinels(&broker)]);
+        let text = Report { status: Status::Fail, node_id: "node".to_owned(), checks }.text();
+        let expected = "[-] broker: sentinel, no usable Redis for 0.0 s\n\
+            [+] connections: 0 of 9\n\
+            [!] redis:master: a:1, without a connection\n\
+            [!] redis:links: 1 of 3 synced\n    \
+                [!] a:1 connecting: it refused the password\n    \
+                [+] b:2 synced, replica\n    \
+                [!] c:3 connecting, dead for the Sentinels: Connection refused\n\
+            [+] sentinels: 1 of 1 answer\n    \
+                [+] d:4 answers\n\
+            node is not ready\n";
+        assert_eq!(text, expected);
     }
 }

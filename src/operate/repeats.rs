@@ -20,7 +20,7 @@ const MOST: usize = 64;
 /// assert_eq!(repeats.note(now, "refused").map(|again| format!("link lost{again}")).as_deref(), Some("link lost"));
 /// assert_eq!(repeats.note(now + Duration::from_secs(1), "refused"), None);
 /// let again = repeats.note(now + Duration::from_secs(60), "refused");
-/// assert_eq!(again.map(|again| format!("link lost{again}")).as_deref(), Some("link lost, again, 2 times in 1m"));
+/// assert_eq!(again.map(|again| format!("link lost{again}")).as_deref(), Some("link lost (2 times in the last 1m)"));
 /// ```
 #[derive(Debug, Default)]
 pub struct Repeats {
@@ -54,7 +54,7 @@ impl fmt::Display for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(since) = self.since else { return Ok(()) };
         let times = if self.times == 1 { "once".to_owned() } else { format!("{} times", self.times) };
-        write!(f, ", again, {times} in {}", humantime::format_duration(Duration::from_secs(since.as_secs())))
+        write!(f, " ({times} in the last {})", humantime::format_duration(Duration::from_secs(since.as_secs())))
     }
 }
 
@@ -123,9 +123,9 @@ mod tests {
     fn the_same_again_is_counted_and_said_ever_more_seldom() {
         let day = 24 * 3600 * SECOND;
         let lines = lines(SECOND, day);
-        let expected = ["lost", "lost, again, 60 times in 1m", "lost, again, 600 times in 10m"];
+        let expected = ["lost", "lost (60 times in the last 1m)", "lost (600 times in the last 10m)"];
         assert_eq!(lines[..3], expected);
-        assert_eq!(lines[3], "lost, again, 3600 times in 1h");
+        assert_eq!(lines[3], "lost (3600 times in the last 1h)");
         assert!(lines.len() <= 3 + 24, "{} lines a day", lines.len());
     }
 
@@ -136,11 +136,11 @@ mod tests {
         assert_eq!(note(0).as_deref(), Some(""));
         assert_eq!(note(1), None);
         assert_eq!(note(2), None);
-        assert_eq!(note(602).as_deref(), Some(", again, 3 times in 10m 2s"));
+        assert_eq!(note(602).as_deref(), Some(" (3 times in the last 10m 2s)"));
         // It starts over: the next line comes after a minute.
         assert_eq!(note(603), None);
-        assert_eq!(note(662).as_deref(), Some(", again, 2 times in 1m"));
-        assert_eq!(lines(400 * SECOND, 1200 * SECOND)[1..], ["lost, again, once in 6m 40s"; 3]);
+        assert_eq!(note(662).as_deref(), Some(" (2 times in the last 1m)"));
+        assert_eq!(lines(400 * SECOND, 1200 * SECOND)[1..], ["lost (once in the last 6m 40s)"; 3]);
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(said, MOST + 1);
         assert!(repeats.note(start, "port 3").is_none());
         let later = repeats.note(start + 60 * SECOND, "one more").unwrap();
-        assert_eq!(later.to_string(), format!(", again, {} times in 1m", 10_000 - MOST));
+        assert_eq!(later.to_string(), format!(" ({} times in the last 1m)", 10_000 - MOST));
         // Once the first ones are quiet, there is room again.
         assert_eq!(repeats.note(start + QUIET, "another").unwrap().to_string(), "");
         assert!(repeats.reasons.len() <= MOST);

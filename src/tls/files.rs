@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{Error as TlsError, InconsistentKeys, RootCertStore};
+use tokio_rustls::rustls::{CertificateError, Error as TlsError, InconsistentKeys, RootCertStore};
 use tracing::{info, warn};
 
 use super::provider;
@@ -75,7 +75,7 @@ pub enum Flaw {
     #[error("the file {0:?} is damaged: {1}")]
     Damaged(PathBuf, &'static str),
     /// A certificate that can't be read.
-    #[error("a certificate in the file {0:?} can't be used: {1}")]
+    #[error("a certificate in the file {0:?} can't be used: {why}", why = words(.1))]
     Certificate(PathBuf, TlsError),
     /// A key of a kind that is not known.
     #[error(
@@ -193,6 +193,17 @@ fn certificates(bytes: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>
     }
 }
 
+/// Why a certificate can't be used, for people.
+fn words(error: &TlsError) -> String {
+    let TlsError::InvalidCertificate(CertificateError::Other(other)) = error else { return error.to_string() };
+    match other.0.to_string().as_str() {
+        "UnsupportedCertVersion" => "it is X.509 version 1, and version 3 is needed: sign it with extensions \
+                                     (`openssl x509 -req … -extfile FILE`), such as subjectAltName"
+            .to_owned(),
+        name => format!("it is no certificate that can be read ({name})"),
+    }
+}
+
 /// In words, and without what stands in the file: it may be a key.
 fn damage(error: &pem::Error) -> &'static str {
     match error {
@@ -298,5 +309,31 @@ impl<T: Send + Sync + 'static> Reread<T> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `openssl x509 -req` signs where nothing is said of extensions.
+    #[test]
+    fn a_certificate_of_version_1_is_named_as_one() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let [key, request, certificate] = ["key", "request", "certificate"].map(|name| folder.path().join(name));
+        let openssl = |arguments: &[&str], files: &[(&str, &Path)]| {
+            let files = files.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()]);
+            let arguments: Vec<_> = arguments.iter().map(|word| (*word).to_owned()).chain(files).collect();
+            texto_lab::issuer::openssl(&arguments).unwrap();
+        };
+        openssl(&["genpkey", "-algorithm", "ed25519"], &[("-out", &key)]);
+        openssl(&["req", "-new", "-subj", "/CN=chat"], &[("-key", &key), ("-out", &request)]);
+        let signed = [("-in", &*request), ("-key", &*key), ("-out", &*certificate)];
+        openssl(&["x509", "-req", "-days", "9"], &signed);
+        let identity = Identity { certificate: certificate.clone(), key: key.clone() };
+        let contents = Contents::read(&[certificate, key]);
+        let flaws = contents.identity(0, &identity).unwrap_err();
+        let said = flaws.iter().map(ToString::to_string).collect::<String>();
+        assert!(said.contains("X.509 version 1") && !said.contains("Other"), "{said}");
     }
 }

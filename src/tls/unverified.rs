@@ -29,7 +29,11 @@ pub async fn connect(stream: TcpStream, host: &str) -> io::Result<Stream> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
         .with_no_client_auth();
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let stream = stream.map_err(|error| match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(Error::InvalidMessage(_)) => io::Error::new(io::ErrorKind::InvalidData, "it speaks no TLS on this port"),
+        _ => error,
+    })?;
     Ok(Stream::ToServer(Box::new(stream)))
 }
 

@@ -42,6 +42,7 @@ export function state({ node, broker }) {
     calm: { state: 'calm', text: 'Calm' },
     motion: { state: 'motion', text: 'Motion' },
     failover: { state: 'failover', text: 'Failover' },
+    masterless: { state: 'outage', text: 'No master' },
     outage: { state: 'outage', text: 'No Redis' },
   }[broker.movement];
 }
@@ -55,6 +56,7 @@ export function sentence(status) {
     calm: `Messages go to the master ${master} alone.`,
     motion: `The master ${master} was in doubt a moment ago: messages go to every server that can be reached.`,
     failover: `The Sentinels replace the master: messages go to every server that can be reached.`,
+    masterless: `The master ${master} is away, and no majority of the Sentinels answers: nobody can be promoted. Messages go by the replicas.`,
     outage: 'No Redis can be reached: messages wait until their deadline, and sessions stay.',
   }[broker.movement];
   const of = (some, all, what) => (all ? `${some} of ${all} ${what}` : '');

@@ -75,10 +75,7 @@ impl Socket {
         // A message does not wait until the one before it has arrived.
         let _ = tcp.set_nodelay(true);
         let stream: Box<dyn Io> = match tls.filter(|_| address.is_tls) {
-            Some(tls) => {
-                let secured = tls.connect(host, tcp).await;
-                Box::new(secured.map_err(|error| unreachable(format!("no TLS with {host}:{port}: {error}")))?)
-            }
+            Some(tls) => Box::new(tls.connect(host, &format!("{host}:{port}"), tcp).await?),
             None => Box::new(tcp),
         };
         let config = WebSocketConfig::default()
@@ -90,7 +87,14 @@ impl Socket {
             Error::Http(response) => {
                 let value = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
                 let retry_after = value.and_then(|value| value.trim().parse().ok()).map(Duration::from_secs);
-                Refusal { why: Cause::Refused(response.status().as_u16()), retry_after }
+                let status = response.status().as_u16();
+                let said = response.body().as_deref().map(sentence).filter(|said| !said.is_empty());
+                let why = match said {
+                    // A gateway says what is wrong with a handshake, or that it speaks TLS.
+                    Some(said) if status == 400 => unreachable(format!("{host}:{port} says: {said} (HTTP 400)")),
+                    _ => Cause::Refused(status),
+                };
+                Refusal { why, retry_after }
             }
             error => unreachable(format!("{host}:{port} does not speak as a gateway does: {error}")).into(),
         })?;
@@ -161,6 +165,17 @@ impl Socket {
             while !matches!(self.next().await, Incoming::Closed(_)) {}
         }
     }
+}
+
+/// The first line of what a server says, if it is for people.
+fn sentence(body: &[u8]) -> String {
+    const MOST: usize = 200;
+    let text = String::from_utf8_lossy(body);
+    let line = text.lines().next().unwrap_or_default().trim();
+    if line.starts_with('<') {
+        return String::new();
+    }
+    line.chars().filter(|letter| !letter.is_control()).take(MOST).collect()
 }
 
 impl std::fmt::Debug for Socket {

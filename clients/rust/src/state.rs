@@ -46,6 +46,9 @@ pub enum Cause {
     Refused(u16),
     /// The server can't be reached, or does not speak as it should.
     Unreachable(String),
+    /// Nobody whom this client trusts vouches for the server's certificate
+    /// ([`Builder::authorities`](crate::Builder::authorities)).
+    Untrusted(String),
     /// Nothing came from the server for too long.
     Silent,
     /// The function that gives credentials failed.
@@ -67,7 +70,7 @@ impl fmt::Display for Cause {
             Self::Refused(status) => {
                 write!(f, "the server refused the WebSocket (HTTP {status}): is the address right?")
             }
-            Self::Unreachable(why) => f.write_str(why),
+            Self::Unreachable(why) | Self::Untrusted(why) => f.write_str(why),
             Self::Silent => f.write_str("the server no longer answers"),
             Self::Credentials(why) => write!(f, "no credentials: {why}"),
             Self::Overflow => f.write_str("messages came faster than they were taken"),

@@ -5,6 +5,7 @@ pub(crate) use rustls_here::Tls;
 
 #[cfg(feature = "tls")]
 mod rustls_here {
+    use std::io;
     use std::sync::Arc;
 
     use tokio::net::TcpStream;
@@ -13,9 +14,10 @@ mod rustls_here {
     use tokio_rustls::rustls::crypto::aws_lc_rs;
     use tokio_rustls::rustls::pki_types::pem::PemObject;
     use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+    use tokio_rustls::rustls::{CertificateError, ClientConfig, Error, RootCertStore};
 
     use crate::error::ConfigError;
+    use crate::state::Cause;
 
     #[derive(Clone)]
     pub(crate) struct Tls(TlsConnector);
@@ -52,9 +54,28 @@ mod rustls_here {
             Ok(Self(TlsConnector::from(Arc::new(config))))
         }
 
-        pub(crate) async fn connect(&self, host: &str, tcp: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
-            let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-            self.0.connect(name, tcp).await
+        /// Does the handshake with `host`, which is called `place` in what is said of it.
+        pub(crate) async fn connect(
+            &self,
+            host: &str,
+            place: &str,
+            tcp: TcpStream,
+        ) -> Result<TlsStream<TcpStream>, Cause> {
+            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other);
+            let secured = async { self.0.connect(name?, tcp).await };
+            secured.await.map_err(|error| cause(place, &error))
+        }
+    }
+
+    /// What went wrong, in words that say what to change.
+    fn cause(place: &str, error: &io::Error) -> Cause {
+        use CertificateError as Flaw;
+        match error.get_ref().and_then(|error| error.downcast_ref()) {
+            Some(Error::InvalidMessage(_)) => Cause::Unreachable(format!("{place} speaks no TLS: is it ws://{place}?")),
+            Some(Error::InvalidCertificate(Flaw::UnknownIssuer | Flaw::BadSignature)) => {
+                Cause::Untrusted(format!("the certificate of {place} is signed by nobody whom this client trusts"))
+            }
+            _ => Cause::Unreachable(format!("no TLS with {place}: {error}")),
         }
     }
 }
@@ -67,6 +88,7 @@ mod without {
     use tokio::net::TcpStream;
 
     use crate::error::ConfigError;
+    use crate::state::Cause;
 
     /// There is none.
     #[derive(Clone)]
@@ -78,7 +100,7 @@ mod without {
         }
 
         #[allow(clippy::unused_async)] // As the other one.
-        pub(crate) async fn connect(&self, _host: &str, _tcp: TcpStream) -> std::io::Result<TcpStream> {
+        pub(crate) async fn connect(&self, _host: &str, _place: &str, _tcp: TcpStream) -> Result<TcpStream, Cause> {
             match *self {}
         }
     }

@@ -3,8 +3,7 @@
 //! Decides without sockets and without a clock: the caller starts what [`Fleet::apply`] asks for, and what the
 //! fleet drops ends.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,11 @@ use crate::transport::sender::{LinkId, MAX_LINKS};
 
 /// A server that left the topology keeps its link this long: other nodes may still publish there.
 const LINGER: Duration = Duration::from_secs(15);
+/// The same for one whose link does not work: in a failover the Sentinels' lists come one after the other, and the old master
+/// is in none of them for a moment.
+const LINGER_BROKEN: Duration = Duration::from_secs(3);
+/// Servers that are remembered as having answered.
+const MOST_ANSWERED: usize = 4 * MAX_LINKS;
 /// Pauses between attempts to reach a server: the longest while it ought to answer, and while it is held for dead.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MOST: Duration = Duration::from_millis(200);
@@ -104,7 +108,8 @@ impl<L> Fleet<L> {
             let rank = wanted.remove(address);
             member.expected = rank.is_some() && topology.expects(address);
             member.unwanted_since = rank.is_none().then(|| member.unwanted_since.unwrap_or(now));
-            let lingers = member.unwanted_since.is_none_or(|since| now.saturating_duration_since(since) < LINGER);
+            let most = if works { LINGER } else { LINGER_BROKEN };
+            let lingers = member.unwanted_since.is_none_or(|since| now.saturating_duration_since(since) < most);
             member.rank = match rank {
                 Some(Rank::Dead) | None if works => Rank::Works,
                 Some(rank) => rank,
@@ -112,8 +117,7 @@ impl<L> Fleet<L> {
             };
             let eager = member.rank.is_eager();
             member.eager.send_if_modified(|before| std::mem::replace(before, eager) != eager);
-            // One that is broken anyway is of no use to anybody.
-            let keep = rank.is_some() || (works && lingers);
+            let keep = rank.is_some() || lingers;
             if !keep {
                 changes.left.push(address.clone());
             }
@@ -167,7 +171,6 @@ impl<L> Fleet<L> {
             id: self.slots.take(address)?,
             address: address.clone(),
             eager: eager.clone(),
-            has_answered: AtomicBool::new(false),
             address_map: self.address_map.clone(),
             slots: self.slots.clone(),
         })
@@ -200,12 +203,18 @@ impl<L> Fleet<L> {
 pub struct Slots {
     taken: Mutex<BTreeMap<LinkId, Address>>,
     freed: Notify,
+    /// Servers that have answered from here, by whichever link: one that was promoted or demoted has another.
+    answered: Mutex<BTreeSet<Address>>,
 }
 
 impl Slots {
     fn taken(&self) -> MutexGuard<'_, BTreeMap<LinkId, Address>> {
         // Each change is one call.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answered(&self) -> MutexGuard<'_, BTreeSet<Address>> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_taken_for(&self, address: &Address) -> bool {
@@ -234,7 +243,6 @@ pub struct Slot {
     /// The server.
     pub address: Address,
     eager: watch::Receiver<bool>,
-    has_answered: AtomicBool,
     address_map: Option<Arc<AddressMap>>,
     slots: Arc<Slots>,
 }
@@ -259,7 +267,11 @@ impl Slot {
 
     /// The server has answered from here.
     pub fn note_answer(&self) {
-        self.has_answered.store(true, Ordering::Relaxed);
+        let mut answered = self.slots.answered();
+        if answered.len() >= MOST_ANSWERED {
+            answered.clear(); // Where each new server has a new address: those that live answer again.
+        }
+        answered.insert(self.address.clone());
     }
 
     /// Why an attempt failed, in words for an operator: a server that is alive for the Sentinels and never answered
@@ -267,7 +279,7 @@ impl Slot {
     pub fn explain(&self, reason: &ConnectionError) -> String {
         let text = reason.to_string();
         let nowhere = matches!(reason, ConnectionError::Io(_) | ConnectionError::Silent(_))
-            && !self.has_answered.load(Ordering::Relaxed)
+            && !self.slots.answered().contains(&self.address)
             && *self.eager.borrow();
         match self.address_map.as_ref().filter(|_| nowhere) {
             Some(map) => map.out_of_reach(&self.address, &text),
@@ -359,6 +371,8 @@ mod tests {
         let (mut fleet, now) = (Fleet::new(true, None), Instant::now());
         apply(&mut fleet, now, &topology(1, &[2], 0..0));
         let task = fleet.get(&address(2)).unwrap().clone();
+        apply(&mut fleet, now, &topology(1, &[], 0..0));
+        let now = now + LINGER_BROKEN;
         let (_, changes) = apply(&mut fleet, now, &topology(1, &[], 0..0));
         assert_eq!(changes.left, [address(2)]);
         // The task of the old link still runs: neither its number nor its server is given to another.
@@ -390,8 +404,12 @@ mod tests {
         apply(&mut fleet, now, &topology(1, &[2, 3], 0..0));
         synced(&fleet, 2);
         let (_, changes) = apply(&mut fleet, now, &topology(1, &[], 0..0));
+        assert!(changes.left.is_empty(), "it may be listed again in a moment");
+        let now = now + LINGER_BROKEN;
+        let (_, changes) = apply(&mut fleet, now, &topology(1, &[], 0..0));
         assert_eq!(changes.left, [address(3)], "it was of no use");
         assert_eq!(fleet.links().filter(|(_, expected)| *expected).count(), 1, "nobody waits for the one that left");
+        let now = now - LINGER_BROKEN;
         assert!(apply(&mut fleet, now + LINGER / 2, &topology(1, &[], 0..0)).1.left.is_empty());
         assert_eq!(apply(&mut fleet, now + LINGER, &topology(1, &[], 0..0)).1.left, [address(2)]);
     }
@@ -402,10 +420,34 @@ mod tests {
         let before = topology(1, &[], 1000..1063);
         apply(&mut fleet, now, &before);
         (1000..1062).for_each(|port| synced(&fleet, port));
+        apply(&mut fleet, now, &topology(2, &[], 1000..1063));
+        let now = now + LINGER_BROKEN;
         let (_, changes) = apply(&mut fleet, now, &topology(2, &[], 1000..1063));
         assert_eq!(changes.left, [address(1)]);
         let (_, changes) = apply(&mut fleet, now, &topology(2, &[3], 1000..1063));
         assert_eq!(changes.yielded, [address(1062)]);
+    }
+
+    /// A failover: the old master is no master any more, and a moment later a replica.
+    #[test]
+    fn a_server_that_answered_once_needs_no_other_address_and_keeps_its_link_through_a_failover() {
+        let now = Instant::now();
+        let mut fleet = Fleet::new(true, Some(Arc::default()));
+        apply(&mut fleet, now, &topology(1, &[2, 3], 0..0));
+        let refused = || ConnectionError::Io(std::io::ErrorKind::ConnectionRefused.into());
+        let explain = |fleet: &Fleet<Link>, port| fleet.get(&address(port)).unwrap().slot.explain(&refused());
+        assert!(explain(&fleet, 1).contains("--address-map"));
+        fleet.get(&address(1)).unwrap().slot.note_answer();
+        assert!(apply(&mut fleet, now, &topology(2, &[3], 0..0)).1.left.is_empty());
+        let (started, _) = apply(&mut fleet, now + LINGER_BROKEN / 2, &topology(2, &[1, 3], 0..0));
+        assert!(started.is_empty(), "its link was there");
+        assert!(!explain(&fleet, 1).contains("--address-map"));
+        // Another link to it, much later.
+        apply(&mut fleet, now + LINGER, &topology(2, &[3], 0..0));
+        apply(&mut fleet, now + 2 * LINGER, &topology(2, &[3], 0..0));
+        assert_eq!(apply(&mut fleet, now + 2 * LINGER, &topology(2, &[1, 3], 0..0)).0, [1]);
+        assert!(!explain(&fleet, 1).contains("--address-map"));
+        assert!(explain(&fleet, 3).contains("--address-map"));
     }
 
     #[test]

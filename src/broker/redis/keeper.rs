@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::link::Link;
 use super::{RunningLink, Shared, lock};
 use crate::broker::LinkState;
+use crate::broker::deployment::milliseconds;
 use crate::operate::chronicle::Happening;
 use crate::sentinel::Topology;
 use crate::transport::envelope::Channel;
@@ -81,7 +82,7 @@ impl Shared {
     pub(super) fn link_synced(&self, link: &Link, channels: usize, took: Duration) {
         let address = link.address().to_string();
         if link.is_news_that_synced() {
-            let took_ms = took.as_secs_f64() * 1000.0;
+            let took_ms = milliseconds(took);
             info!(%address, channels, took_ms, "link to Redis synced: channels replayed");
             self.chronicle.note(&Happening::LinkSynced { address: address.clone() });
         }

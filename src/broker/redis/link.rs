@@ -177,7 +177,7 @@ impl Link {
             shared.metrics.tls.server_failed(Peer::Redis, reason);
         }
         if let Some(again) = lock(&self.repeats).note(Instant::now(), &reason) {
-            warn!(%address, ?was, %reason, "link to Redis lost, connecting again{again}");
+            warn!(%address, was = was.name(), %reason, "link to Redis lost, connecting again{again}");
             shared.chronicle.note(&Happening::LinkLost { address, reason });
             self.said_lost.store(true, Ordering::Relaxed);
         }
@@ -206,7 +206,7 @@ impl Link {
         let mut state = lock(&self.state);
         let new = state.role.as_ref() != Some(&role);
         if new && state.role.is_some() {
-            info!(address = %self.address(), ?role, "the role of a Redis changed");
+            info!(address = %self.address(), %role, "the role of a Redis changed");
         }
         state.role = Some(role);
         new

@@ -4,23 +4,72 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use tracing::{info, warn};
+
 use super::role::Role;
 use super::{Shared, lock};
 use crate::broker::LinkState;
-use crate::broker::deployment::{Deployment, Movement, ServerView};
+use crate::broker::deployment::{Deployment, Movement, ServerView, milliseconds};
 use crate::config::Address;
 use crate::operate::chronicle::Happening;
+use crate::operate::repeats::Repeats;
 use crate::transport::envelope::Tag;
 use crate::transport::peers::roll::{Life, Member};
 
 /// The other gateways, when they were looked at last.
 #[derive(Debug, Default)]
-pub(super) struct Roll(Mutex<BTreeMap<Tag, (String, Life)>>);
+pub(super) struct Roll {
+    known: Mutex<BTreeMap<Tag, (String, Life)>>,
+    /// What the log has said of them.
+    said: Mutex<Repeats>,
+}
+
+/// What is new about another gateway.
+#[derive(Debug)]
+struct Change {
+    tag: Tag,
+    name: String,
+    /// What it was, unless it is new.
+    was: Option<Life>,
+    /// What it is, unless it is heard of no more.
+    life: Option<Life>,
+}
+
+impl Change {
+    /// For people who look.
+    fn happening(&self) -> Option<Happening> {
+        let name = self.name.clone();
+        match self.life {
+            Some(Life::Alive) => Some(Happening::GatewayCame { name }),
+            Some(Life::Leaving) => Some(Happening::GatewayLeaves { name }),
+            Some(Life::Silent) => Some(Happening::GatewaySilent { name }),
+            Some(Life::Gone) => Some(Happening::GatewayGone { name }),
+            None if self.was != Some(Life::Gone) => Some(Happening::GatewayGone { name }),
+            None | Some(Life::Unknown) => None,
+        }
+    }
+
+    /// For the log: whether that is a warning, and the words. Whoever is met anew is said there already.
+    fn words(&self, has_left: bool) -> Option<(bool, &'static str)> {
+        match (self.was, self.life) {
+            (None, Some(Life::Alive)) | (_, Some(Life::Unknown)) => None,
+            (_, Some(Life::Alive)) => Some((false, "another node is there again")),
+            (_, Some(Life::Leaving)) => Some((false, "another node is about to leave")),
+            (_, Some(Life::Silent)) => Some((true, "another node is silent: it is subscribed, and says nothing")),
+            (_, Some(Life::Gone)) => {
+                Some((true, "another node is gone: it is subscribed nowhere, and has not said goodbye"))
+            }
+            (_, None) if has_left => Some((false, "another node has left")),
+            (Some(Life::Gone), None) => None,
+            (_, None) => Some((false, "another node is heard of no more")),
+        }
+    }
+}
 
 impl Roll {
     /// What is new about the others.
-    fn changes(&self, members: Vec<Member>) -> Vec<Happening> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn changes(&self, members: Vec<Member>) -> Vec<Change> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever hears nobody knows nothing of them.
         if members.iter().any(|member| member.life == Life::Unknown) {
             return Vec::new();
@@ -30,20 +79,24 @@ impl Roll {
         for Member { tag, name, life, .. } in members {
             let was = before.remove(&tag).map(|(_, life)| life);
             if was != Some(life) {
-                let name = name.clone();
-                changes.extend(match life {
-                    Life::Alive => Some(Happening::GatewayCame { name }),
-                    Life::Leaving => Some(Happening::GatewayLeaves { name }),
-                    Life::Silent => Some(Happening::GatewaySilent { name }),
-                    Life::Gone => Some(Happening::GatewayGone { name }),
-                    Life::Unknown => None,
-                });
+                changes.push(Change { tag, name: name.clone(), was, life: Some(life) });
             }
             known.insert(tag, (name, life));
         }
-        let left = before.into_values().filter(|(_, life)| *life != Life::Gone);
-        changes.extend(left.map(|(name, _)| Happening::GatewayGone { name }));
+        let left = before.into_iter();
+        changes.extend(left.map(|(tag, (name, life))| Change { tag, name, was: Some(life), life: None }));
         changes
+    }
+
+    /// Says it in the log: once for each run of a gateway, and ever more seldom for one that comes and goes.
+    fn say(&self, now: Instant, change: &Change, has_left: bool) {
+        let Some((is_warning, words)) = change.words(has_left) else { return };
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(again) = said.note(now, &format!("{:x} {words}", change.tag)) else { return };
+        match is_warning {
+            true => warn!(node = change.name, "{words}{again}"),
+            false => info!(node = change.name, "{words}{again}"),
+        }
     }
 }
 
@@ -51,7 +104,10 @@ impl Shared {
     /// Takes note of gateways that came or went.
     pub(super) fn note_gateways(&self, now: Instant) {
         for change in self.roll.changes(self.transport.roll(now)) {
-            self.chronicle.note(&change);
+            self.roll.say(now, &change, self.transport.has_left(change.tag));
+            if let Some(happening) = change.happening() {
+                self.chronicle.note(&happening);
+            }
         }
     }
 
@@ -65,8 +121,11 @@ impl Shared {
             (topology.master.as_ref().map(Address::to_string), topology.master_down)
         };
         let is_calm = !master_down && !self.transport.sender().in_motion(now);
-        if let Some(master) = master.filter(|_| is_calm) {
-            self.chronicle.is_calm(now, &master);
+        if let Some(master) = master.filter(|_| is_calm)
+            && let Some(took) = self.chronicle.is_calm(now, &master)
+        {
+            let took_ms = milliseconds(took);
+            info!(%master, took_ms, "failover over: messages go to the master alone again");
         }
     }
 
@@ -105,13 +164,17 @@ impl Shared {
                     carries,
                     follows,
                     behind_bytes: follows.and(master).and_then(|master| progress.behind(&master)),
-                    answers_in_ms: progress.trip().map(|trip| trip.as_secs_f64() * 1e3),
+                    answers_in_ms: progress.trip().map(milliseconds),
                     reason: status.reason,
                 }
             })
             .collect();
+        let sentinels = self.watcher.as_ref().map(|watcher| watcher.status().0).unwrap_or_default();
+        let answering = sentinels.iter().filter(|sentinel| sentinel.reachable).count();
+        let lacks_majority = !sentinels.is_empty() && answering * 2 <= sentinels.len();
         let movement = match () {
             () if servers.iter().all(|server| server.link == LinkState::Connecting) => Movement::Outage,
+            () if lacks_majority && (topology.master_down || master.is_none()) => Movement::Masterless,
             () if topology.master_down || self.chronicle.is_failing_over() => Movement::Failover,
             () if in_motion => Movement::Motion,
             () => Movement::Calm,
@@ -131,7 +194,8 @@ mod tests {
         let roll = Roll::default();
         let member = |tag, name: &str, life| Member { tag, name: name.to_owned(), life, silence: Duration::ZERO };
         let changes = |members: &[Member]| -> Vec<String> {
-            roll.changes(members.to_vec()).iter().map(ToString::to_string).collect()
+            let changes = roll.changes(members.to_vec());
+            changes.iter().filter_map(Change::happening).map(|happening| happening.to_string()).collect()
         };
         let (one, two) = (member(1, "one", Life::Alive), member(2, "two", Life::Alive));
         assert_eq!(changes(&[one.clone(), two.clone()]), ["Gateway one is there", "Gateway two is there"]);

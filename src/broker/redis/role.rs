@@ -1,5 +1,6 @@
 //! Owns what a server says of itself by ROLE: what it is, whom it follows, and how far it is.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::connection::{ConnectionError, Reply};
@@ -17,6 +18,16 @@ pub enum Role {
         /// Whether it has a working connection to it.
         connected: bool,
     },
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Master => f.write_str("master"),
+            Self::Replica { master, connected: true } => write!(f, "replica of {master}"),
+            Self::Replica { master, connected: false } => write!(f, "replica of {master}, without a connection to it"),
+        }
+    }
 }
 
 /// Reads the answer to ROLE.
@@ -98,6 +109,7 @@ mod tests {
         assert_eq!(parsed(b"*3\r\n$6\r\nmaster\r\n:1\r\n*0\r\n").unwrap(), Role::Master);
         let replica = b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:6379\r\n$9\r\nconnected\r\n:14\r\n";
         let master = "h:6379".parse().unwrap();
+        assert_eq!(parsed(replica).unwrap().to_string(), "replica of h:6379");
         assert_eq!(parsed(replica).unwrap(), Role::Replica { master, connected: true });
         assert!(matches!(parsed(b"-NOAUTH Authentication required.\r\n"), Err(ConnectionError::Refused(_))));
         assert!(parsed(b"*1\r\n$8\r\nsentinel\r\n").is_err());

@@ -28,7 +28,8 @@ impl Shared {
                 self.chronicle.note(&Happening::RedisBack { away });
             }
             state.ever = true;
-        } else if state.since_not.is_none() {
+        } else if state.since_not.is_none() && !self.tasks.end().is_cancelled() {
+            // At the end all links go, and nobody waits for them.
             state.since_not = Some(Instant::now());
             warn!("no usable link to any Redis: messages wait until their deadline");
             self.chronicle.note(&Happening::RedisLost);
