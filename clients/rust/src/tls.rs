@@ -72,9 +72,9 @@ mod rustls_here {
         use CertificateError as Flaw;
         match error.get_ref().and_then(|error| error.downcast_ref()) {
             Some(Error::InvalidMessage(_)) => Cause::Unreachable(format!("{place} speaks no TLS: is it ws://{place}?")),
-            Some(Error::InvalidCertificate(Flaw::UnknownIssuer | Flaw::BadSignature)) => {
-                Cause::Untrusted(format!("the certificate of {place} is signed by nobody whom this client trusts"))
-            }
+            Some(Error::InvalidCertificate(Flaw::UnknownIssuer | Flaw::BadSignature)) => Cause::Untrusted(format!(
+                "no TLS with {place}: its certificate is signed by nobody whom this client trusts"
+            )),
             _ => Cause::Unreachable(format!("no TLS with {place}: {error}")),
         }
     }
