@@ -161,7 +161,7 @@ impl Inner {
     fn writable(&self) -> usize {
         match self.log() {
             None => self.shelf.deliveries.len(),
-            Some(_) if self.sealed => 0, // It moves: they are written elsewhere.
+            Some(log) if log.moving => 0, // They are written elsewhere.
             Some(log) => log.writable().saturating_sub(log.written) as usize,
         }
     }

@@ -129,3 +129,15 @@ fn a_reply_is_given_exactly_once_even_when_forgotten() {
     let outcomes: Vec<_> = outbox.take(0, 0).answers.iter().map(|answer| answer.outcome).collect();
     assert_eq!(outcomes, [Outcome::Handed, Outcome::Unreachable]);
 }
+
+/// Its sender was told that it is here, between the last look and the end.
+#[test]
+fn what_came_before_the_end_is_written_also_in_a_session_that_can_be_resumed() {
+    let outbox = Outbox::resumable(Uuid::from_u128(7), 1, &Limits::small(9, 99), &unbounded());
+    let (attachment, _) = outbox.attach(Instant::now(), 1, 0, true).unwrap();
+    assert!(outbox.take(attachment, 16).deliveries.is_empty());
+    assert_eq!(push(&outbox, 1, 1, "a word"), Decision::Taken);
+    assert!(!outbox.seal_settled());
+    assert_eq!(outbox.take(attachment, 16).deliveries.len(), 1);
+    assert!(outbox.seal_settled());
+}
