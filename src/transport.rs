@@ -236,24 +236,14 @@ impl<R> Transport<R> {
             Err(foreign) => return Arrived::Foreign(foreign),
         };
         match (Channel::parse(channel), frame) {
-            (Some(Channel::Client(receiver)), Frame::Message(envelope)) => {
+            (Some(channel @ (Channel::Client(_) | Channel::Node(_) | Channel::Claim(_))), Frame::Message(envelope)) => {
                 match self.peers.standing(envelope.tag, envelope.place.number) {
                     Standing::Wanted => {
                         self.notice_before(now);
-                        self.take(now, receiver, &envelope, gathered, actions)
-                    }
-                    Standing::Past => Arrived::Past,
-                    Standing::Stranger => {
-                        self.ask(now, envelope.tag, false, actions);
-                        Arrived::Stranger
-                    }
-                }
-            }
-            (Some(channel @ (Channel::Node(_) | Channel::Claim(_))), Frame::Message(envelope)) => {
-                match self.peers.standing(envelope.tag, envelope.place.number) {
-                    Standing::Wanted => {
-                        self.notice_before(now);
-                        self.take_word(now, channel, &envelope, gathered, actions)
+                        match channel {
+                            Channel::Client(receiver) => self.take(now, receiver, &envelope, gathered, actions),
+                            _ => self.take_word(now, channel, &envelope, gathered, actions),
+                        }
                     }
                     Standing::Past => Arrived::Past,
                     Standing::Stranger => {

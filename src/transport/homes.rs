@@ -88,7 +88,6 @@ pub(super) struct Homes {
     /// How often in a row.
     refusals: HashMap<Uuid, u32>,
     leaving: bool,
-    ticked: Instant,
     /// It was, when it was looked at last.
     is_cut_off: bool,
     rests_until: Instant,
@@ -129,7 +128,6 @@ impl Homes {
             refused: VecDeque::new(),
             refusals: HashMap::new(),
             leaving: false,
-            ticked: now,
             is_cut_off: false,
             rests_until: now,
             is_sure: true,
@@ -275,16 +273,16 @@ impl<R> Transport<R> {
             Duty::End => {}
             Duty::Claim { client } => {
                 let mut homes = self.homes();
-                let (hears_others, is_leaving) = (homes.hears_others(now), homes.leaving);
                 let claim = homes.claims.get_mut(&client)?;
+                let exists = claim.exists;
                 let resumption = match outcome {
                     Outcome::Handed => {
                         (claim.heard, claim.exists) = (Some(now), true);
                         return None;
                     }
                     Outcome::Busy => Resumption::Refused,
-                    Outcome::Unreachable if !hears_others || is_leaving || claim.exists => Resumption::Unsure,
-                    Outcome::NotConnected | Outcome::Unreachable => Resumption::Lost,
+                    Outcome::NotConnected => Resumption::Lost,
+                    Outcome::Unreachable => homes.unanswered(now, exists),
                 };
                 homes.claims.remove(&client);
                 actions.claims.push((client, resumption));

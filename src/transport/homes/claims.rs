@@ -87,6 +87,15 @@ impl Room<()> for Bell {
     }
 }
 
+impl Homes {
+    /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
+    /// not come here: others go on with it.
+    pub(super) fn unanswered(&self, now: Instant, exists: bool) -> Resumption {
+        let is_lost = self.hears_others(now) && !self.leaving && !exists;
+        if is_lost { Resumption::Lost } else { Resumption::Unsure }
+    }
+}
+
 impl<R> Transport<R> {
     /// The session of `client` for one that has a token of `generation`, if this node is its home.
     pub fn resume(
@@ -218,10 +227,7 @@ impl<R> Transport<R> {
         }
         for (client, exists) in lost {
             homes.claims.remove(&client);
-            // It is not lost because it could not come here: others go on with it.
-            let is_lost = homes.hears_others(now) && !homes.leaving && !exists;
-            let resumption = if is_lost { Resumption::Lost } else { Resumption::Unsure };
-            actions.claims.push((client, resumption));
+            actions.claims.push((client, homes.unanswered(now, exists)));
         }
         for (client, generation) in again {
             self.submit_claim(now, client, generation, actions);

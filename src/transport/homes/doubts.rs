@@ -43,6 +43,13 @@ pub(super) enum Doubt {
     AskedAll(Instant),
 }
 
+impl Doubt {
+    /// Whether it is for everybody to say.
+    fn is_for_all(self) -> bool {
+        matches!(self, Self::AskedAll(_) | Self::Again)
+    }
+}
+
 /// What the home of a copy was asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Question {
@@ -56,7 +63,7 @@ pub(super) struct Question {
 pub(in crate::transport) struct Attention {
     deaf: Arc<AtomicBool>,
     begun: Instant,
-    /// When it looked last, in milliseconds since it began.
+    /// When it looked last, in nanoseconds since it began.
     looked: AtomicU64,
 }
 
@@ -66,17 +73,20 @@ impl Attention {
         Self { deaf, begun: now, looked: AtomicU64::new(0) }
     }
 
-    fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX)
+    fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.begun).as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn looks(&self, now: Instant) {
-        self.looked.store(self.millis(now), Ordering::Relaxed);
+        self.looked.store(self.nanos(now), Ordering::Relaxed);
+    }
+
+    fn stood_still(&self, now: Instant) -> bool {
+        Duration::from_nanos(self.nanos(now).saturating_sub(self.looked.load(Ordering::Relaxed))) > STOOD_STILL
     }
 
     fn is_good(&self, now: Instant) -> bool {
-        let silence = self.millis(now).saturating_sub(self.looked.load(Ordering::Relaxed));
-        !self.deaf.load(Ordering::Relaxed) && Duration::from_millis(silence) <= STOOD_STILL
+        !self.deaf.load(Ordering::Relaxed) && !self.stood_still(now)
     }
 }
 
@@ -113,10 +123,10 @@ impl Homes {
         self.is_sure = false;
         self.unsure = registry.copied().into_iter().map(|client| (client, Question::default())).collect();
         let doubted = std::mem::take(&mut self.doubted);
-        let asks_all = |client: Uuid| matches!(doubted.get(&client), Some(Doubt::AskedAll(_) | Doubt::Again));
         for outbox in registry.outboxes().into_iter().filter(|outbox| outbox.is_resumable()) {
             let client = outbox.client();
-            self.doubted.insert(client, if asks_all(client) { Doubt::Again } else { Doubt::New });
+            let is_for_all = doubted.get(&client).is_some_and(|doubt| doubt.is_for_all());
+            self.doubted.insert(client, if is_for_all { Doubt::Again } else { Doubt::New });
             // What came with the first link would be this node's word alone.
             if outbox.standby().is_none() {
                 outbox.wait(true);
@@ -126,7 +136,7 @@ impl Homes {
 
     /// Whether everybody was asked who has the session.
     pub(super) fn awaits_word(&self, client: Uuid) -> bool {
-        matches!(self.doubted.get(&client), Some(Doubt::AskedAll(_) | Doubt::Again))
+        self.doubted.get(&client).is_some_and(|doubt| doubt.is_for_all())
     }
 
     /// What is needed to read what others say of their sessions.
@@ -160,14 +170,13 @@ impl<R> Transport<R> {
     /// is to know that before it follows what it sees of them.
     pub(super) fn notice_gap(&self, now: Instant, homes: &mut Homes) -> bool {
         let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
-        let stood_still = now.saturating_duration_since(homes.ticked) > STOOD_STILL;
+        let stood_still = self.attention.stood_still(now);
         // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
         if std::mem::replace(&mut homes.is_cut_off, is_cut_off) != is_cut_off || stood_still {
             homes.grow_unsure(now, &self.registry);
         } else if is_cut_off {
             homes.rests_until = now + REST;
         }
-        homes.ticked = now;
         self.attention.looks(now);
         is_cut_off
     }

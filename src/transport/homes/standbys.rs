@@ -158,7 +158,7 @@ impl<R> Transport<R> {
             return;
         };
         let Some((tag, _)) = outbox.standby().filter(|(_, now)| *now == term) else { return };
-        if !homes.is_rested(now) {
+        if !homes.is_rested(now) || homes.awaits_word(client) {
             return homes.refused.push_back((now + REFUSED, client, term));
         }
         if self.is_unvouched(homes, client, tag) {
@@ -166,9 +166,6 @@ impl<R> Transport<R> {
             return self.give_up(now, homes, client, actions);
         }
         let is_doubted = homes.doubted.contains_key(&client);
-        if homes.awaits_word(client) {
-            return homes.refused.push_back((now + REFUSED, client, term));
-        }
         if is_doubted && self.peers.has_left(tag) {
             return; // Others are asked, and then it gets another.
         }
