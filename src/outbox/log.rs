@@ -18,6 +18,9 @@ use crate::transport::envelope::{Number, Tag};
 /// What a session's generation grows by when it gets another home: more than by all the sockets that it can have had
 /// since that home's standby heard of it last.
 const MOVE: u64 = 1 << 32;
+/// Beyond all the sockets that it can have had with one home. Where a move to a node came to nothing, and that one may have
+/// been its home all the same, the connections from here on are those of the home that there is.
+const OUTLIVED: u64 = 1 << 31;
 /// What it grows by when nobody vouches for it, and it begins anew: more than by all the moves that somebody may have
 /// made with it who was not heard.
 const ANEW: u64 = 1 << 48;
@@ -30,14 +33,27 @@ pub fn moved(generation: u64) -> u64 {
     (generation & !(MOVE - 1)).saturating_add(MOVE)
 }
 
+/// The generation of a session that may have been elsewhere in `generation`, with a node that is gone and nobody who has it
+/// from that one.
+pub fn outlived(generation: u64) -> u64 {
+    generation | OUTLIVED
+}
+
 /// The generation of a session that begins anew, its client having a token of `generation`.
 pub fn anew(generation: u64) -> u64 {
     (generation & !(ANEW - 1)).saturating_add(ANEW)
 }
 
-/// Whether a session of `generation` has another home, or has begun anew, since: somebody has a token of `token`.
+/// Whether a session of `generation` has another home, or has begun anew, since, or [had one](outlived): somebody has a
+/// token of `token`, which a home of this generation can't have given.
 pub fn is_past(generation: u64, token: u64) -> bool {
-    token != ANY && generation / MOVE < token / MOVE
+    let (home, other) = (generation / OUTLIVED, token / OUTLIVED);
+    token != ANY && (home < other || home != other && home / 2 == other / 2)
+}
+
+/// Whether a session of `generation` has begun [anew](anew) once.
+pub fn has_begun_anew(generation: u64) -> bool {
+    generation >= ANEW
 }
 
 /// A session's own numbers for its messages, from 1 on.
@@ -261,5 +277,28 @@ impl Log {
         // It may have what its last connection brought it, and had no time to say so.
         self.written = seq.clamp(self.had, self.last);
         self.had(now, self.written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_of_a_home_that_was_outlived_is_not_an_older_one() {
+        let before = 3; // The third connection with this home, when it gave the session to another.
+        let elsewhere = moved(before);
+        let after = outlived(elsewhere);
+        let tokens = [before, elsewhere + 1, after + 1];
+        assert_eq!(tokens.map(|token| is_past(before, token)), [false, true, true]);
+        assert_eq!(tokens.map(|token| is_past(elsewhere + 1, token)), [false, false, true]);
+        assert_eq!(tokens.map(|token| is_past(after + 1, token)), [false, true, false]);
+        assert_eq!(
+            tokens.map(|token| is_past(moved(after + 1), token)),
+            [false; 3],
+            "whoever has it has all that there is"
+        );
+        assert!([before, after, anew(after)].map(|generation| is_past(generation, ANY)) == [false; 3]);
+        assert!(!has_begun_anew(after) && has_begun_anew(moved(anew(after))));
     }
 }

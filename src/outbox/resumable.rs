@@ -85,7 +85,10 @@ impl Outbox {
         let mut log = Log::new(generation);
         (log.had, log.written, log.last, log.detached_since) = (had, had, last, Some(now));
         log.proven = proven;
-        let resumable = Some(Resumable::new(log));
+        let mut resumable = Resumable::new(log);
+        // Which numbers are wanted no more the node may have been told that was its home then, and this one not.
+        resumable.anew = log::has_begun_anew(generation).then_some(now);
+        let resumable = Some(resumable);
         let shelf = Shelf::filled(deliveries, share);
         Self::with(client, Inner { inbox, recent, resumable, ..Inner::new(shelf) }, limits)
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::log::{Origin, Position};
+use super::log::{Origin, Position, outlived};
 use super::resumable::Resumable;
 use super::{Inner, Outbox};
 use crate::transport::envelope::Tag;
@@ -84,11 +84,18 @@ impl Outbox {
         first
     }
 
-    /// That came to nothing: this node goes on, in this generation at least.
-    pub fn thaw(&self, now: Instant, generation: u64) {
+    /// A node may have had the session in `generation`, and is gone like whoever may have it from there: this one goes on.
+    pub fn outlive(&self, generation: u64) {
+        if let Some(log) = self.lock().log_mut().filter(|log| log.generation < generation) {
+            log.generation = outlived(generation);
+            log.told = false;
+        }
+    }
+
+    /// That came to nothing: this node goes on.
+    pub fn thaw(&self, now: Instant) {
         let mut inner = self.lock();
         let Some(log) = inner.log_mut() else { return };
-        log.generation = log.generation.max(generation);
         log.told = false;
         log.moving = false;
         log.detached_since = Some(now);

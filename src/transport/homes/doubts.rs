@@ -34,19 +34,35 @@ pub(super) enum Doubt {
     /// Nobody was asked yet.
     New,
     /// Everybody was asked, and there has been another gap since: what they said may be lost.
-    Again,
+    Again {
+        /// The same as when they were asked.
+        elsewhere: u64,
+    },
     /// Its standby was asked to confirm something of this term. With a standby that is gone before, nobody vouches for the
     /// session any more: what it acknowledged as the home may have died with it, and the client is told so.
     Asked(u64),
     /// It had no standby, so anybody may have begun it anew; or one that has left, and given what it had taken over to
-    /// somebody: everybody was asked, at this time. It [waits](Outbox::wait) for those who could say so.
-    AskedAll(Instant),
+    /// somebody: everybody was asked. It [waits](Outbox::wait) for those who could say so.
+    AskedAll {
+        /// When.
+        at: Instant,
+        /// The generation that it may have got with a node that is gone: whoever has it from there says so. Else 0.
+        elsewhere: u64,
+    },
 }
 
 impl Doubt {
+    /// The generation that it may have got elsewhere, or 0, if it is for everybody to say.
+    fn elsewhere(self) -> Option<u64> {
+        match self {
+            Self::AskedAll { elsewhere, .. } | Self::Again { elsewhere } => Some(elsewhere),
+            Self::New | Self::Asked(_) => None,
+        }
+    }
+
     /// Whether it is for everybody to say.
     fn is_for_all(self) -> bool {
-        matches!(self, Self::AskedAll(_) | Self::Again)
+        self.elsewhere().is_some()
     }
 }
 
@@ -56,6 +72,13 @@ pub(super) struct Question {
     /// An answer has it, so one from before the gap is none.
     nonce: u64,
     asked: Option<Instant>,
+}
+
+#[cfg(test)]
+impl Question {
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
 }
 
 /// Whether this node may have missed something since it looked last.
@@ -125,8 +148,8 @@ impl Homes {
         let doubted = std::mem::take(&mut self.doubted);
         for outbox in registry.outboxes().into_iter().filter(|outbox| outbox.is_resumable()) {
             let client = outbox.client();
-            let is_for_all = doubted.get(&client).is_some_and(|doubt| doubt.is_for_all());
-            self.doubted.insert(client, if is_for_all { Doubt::Again } else { Doubt::New });
+            let elsewhere = doubted.get(&client).and_then(|doubt| doubt.elsewhere());
+            self.doubted.insert(client, elsewhere.map_or(Doubt::New, |elsewhere| Doubt::Again { elsewhere }));
             // What came with the first link would be this node's word alone.
             if outbox.standby().is_none() {
                 outbox.wait(true);
@@ -187,11 +210,18 @@ impl<R> Transport<R> {
         is_doubted && self.peers.is_gone(tag) && !self.peers.has_left(tag)
     }
 
-    /// Whoever has the session says so, in time.
-    pub(super) fn ask_all(&self, now: Instant, homes: &mut Homes, outbox: &Outbox, actions: &mut Actions<Duty<R>>) {
+    /// Whoever has the session says so, in time. A node that is gone may have had it in the generation `elsewhere`, or none (0).
+    pub(super) fn ask_all(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        outbox: &Outbox,
+        elsewhere: u64,
+        actions: &mut Actions<Duty<R>>,
+    ) {
         let client = outbox.client();
         outbox.wait(true);
-        homes.doubted.insert(client, Doubt::AskedAll(now));
+        homes.doubted.insert(client, Doubt::AskedAll { at: now, elsewhere });
         self.question(client, Channel::Claim(client), 0, actions);
     }
 
@@ -204,7 +234,7 @@ impl<R> Transport<R> {
         let new = homes
             .doubted
             .iter()
-            .filter(|(_, doubt)| matches!(doubt, Doubt::New | Doubt::Again))
+            .filter(|(_, doubt)| matches!(doubt, Doubt::New | Doubt::Again { .. }))
             .map(|(client, _)| *client);
         let some: Vec<Uuid> = unheard.chain(new).take(AT_ONCE).collect();
         for client in some {
@@ -216,7 +246,10 @@ impl<R> Transport<R> {
             let asks_all = homes.awaits_word(client) || !outbox.has_witness();
             match outbox.standby().filter(|(tag, _)| !asks_all && !has_left(tag)) {
                 Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
-                None => self.ask_all(now, homes, &outbox, actions),
+                None => {
+                    let elsewhere = homes.doubted.get(&client).and_then(|doubt| doubt.elsewhere()).unwrap_or(0);
+                    self.ask_all(now, homes, &outbox, elsewhere, actions);
+                }
             }
         }
         // Others are known as soon as they have said hello. If there is one, it may have stood still as well.
@@ -224,8 +257,9 @@ impl<R> Transport<R> {
         let patience = if is_single { INTRODUCTION } else { REST };
         let is_over = |at: Instant| now.saturating_duration_since(at) >= patience;
         homes.doubted.retain(|client, doubt| match doubt {
-            Doubt::AskedAll(at) if is_over(*at) => {
+            Doubt::AskedAll { at, elsewhere } if is_over(*at) => {
                 if let Some(outbox) = self.home(*client) {
+                    outbox.outlive(*elsewhere);
                     outbox.wait(false);
                 }
                 false

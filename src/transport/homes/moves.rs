@@ -220,12 +220,12 @@ impl<R> Transport<R> {
                 homes.lacking.lose(now, client);
                 if outcome == Outcome::Busy {
                     // It has not had it from here. If it has it otherwise, it says so.
-                    outbox.thaw(now, 0);
+                    outbox.thaw(now);
                     self.stay(now, &mut homes, &outbox, &step, actions);
                     self.announce(&outbox, None, 0, actions);
                 } else {
-                    // It may have had it, and so may its standby: that one's generation is higher then.
-                    outbox.thaw(now, step.generation);
+                    // It may have had it, and so may its standby, which says so then.
+                    outbox.thaw(now);
                     homes.by_standby.entry(step.to).or_default().insert(client);
                     if let Some((tag, term)) = step.old {
                         self.dismiss(now, client, tag, term, actions);
@@ -233,7 +233,7 @@ impl<R> Transport<R> {
                     if self.may_have_been_alone(&homes, now) {
                         return self.give_up(now, &mut homes, client, actions);
                     }
-                    self.ask_all(now, &mut homes, &outbox, actions);
+                    self.ask_all(now, &mut homes, &outbox, step.generation, actions);
                 }
                 actions.detached.push(outbox);
             }
