@@ -5,6 +5,7 @@
 //! `cargo run --release -p texto-lab --example price -- OLD/texto NEW/texto`
 //! `cargo run --release -p texto-lab --example price -- --persons target/release/texto`
 
+mod floor;
 mod talker;
 
 use std::path::PathBuf;
@@ -100,6 +101,15 @@ async fn main() -> Result<()> {
     let gateways = if persons { 3 } else { 2 };
     let [old, new] = &contenders;
     println!("{gateways} gateways, {rounds} rounds of {RUN:?}, medians; ratios are of {} to {}", new.name, old.name);
+    if rounds > 0 {
+        let stage = Stage::start(&new.binary, &ClusterOptions::default(), 1, &[]).await?;
+        let redis = stage.cluster.servers[0].address();
+        let [count, word] = tokio::task::spawn_blocking(move || floor::floor(&redis)).await??;
+        println!(
+            "bare sockets: Redis' count within {count:.0?}, a subscriber's word within {word:.0?}: {:+.0?}",
+            word - count
+        );
+    }
     for load in LOADS.into_iter().chain(persons.then_some(STEADY)).filter(|_| rounds > 0) {
         let mut runs = [Vec::new(), Vec::new()];
         for round in 0..rounds {
