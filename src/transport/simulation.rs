@@ -486,8 +486,12 @@ impl World {
             }
             Event::Read { client } => {
                 if !self.clients[client].gone {
+                    let before = self.clients[client].shown.len();
                     self.show(client, 16);
-                    let most = if self.clients[client].slow && !self.calm { 600 * MS } else { 12 * MS };
+                    let Client { slow, shown, .. } = &self.clients[client];
+                    // Who has just had something may have more in a moment.
+                    let pause = if shown.len() > before { 12 * MS } else { 80 * MS };
+                    let most = if *slow && !self.calm { 600 * MS } else { pause };
                     self.after(4 * MS, most, Event::Read { client });
                 }
             }
@@ -556,17 +560,17 @@ impl World {
         let master = self.master;
         if !self.servers[master].alive {
             self.after(0, 0, Event::Elect);
+            self.run_until(20 * SECOND);
         }
-        self.run_until(20 * SECOND);
         for _ in 0..NODES {
             self.join();
         }
-        self.run_until(22 * SECOND);
+        self.run_until(self.now + 2 * SECOND);
         let before = self.submissions.len();
         for _ in 0..10 {
             self.after(0, 500 * MS, Event::Submit);
         }
-        self.run_until(26 * SECOND);
+        self.run_until(self.now + 3 * SECOND);
         self.judge(before);
     }
 }

@@ -150,17 +150,17 @@ impl World {
 
     /// A node hears something.
     pub(super) fn tell_heard(&self, node: usize, channel: Channel, payload: &[u8]) {
-        self.tell_frame(&format!("node{node} hears"), channel, payload);
+        self.tell_frame(channel, payload, || format!("node{node} hears"));
     }
 
     /// A server is given something to publish.
     pub(super) fn tell_published(&self, server: usize, channel: Channel, payload: &[u8], receivers: usize) {
-        self.tell_frame(&format!("server{server} has for {receivers}"), channel, payload);
+        self.tell_frame(channel, payload, || format!("server{server} has for {receivers}"));
     }
 
-    fn tell_frame(&self, who: &str, channel: Channel, payload: &[u8]) {
+    fn tell_frame(&self, channel: Channel, payload: &[u8], who: impl FnOnce() -> String) {
         let Some(story) = &self.story else { return };
-        let Some(said) = story.frame(channel, payload).map(|said| format!("  {who}: {said}")) else { return };
+        let Some(said) = story.frame(channel, payload).map(|said| format!("  {}: {said}", who())) else { return };
         if story.told.borrow_mut().insert(said.clone()) {
             self.tell(|| said);
         }
