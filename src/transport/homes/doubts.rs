@@ -207,7 +207,12 @@ impl<R> Transport<R> {
     /// Whether nobody is left who could say if the session has got another home: its standby, `tag`, has died.
     pub(super) fn is_unvouched(&self, homes: &Homes, client: Uuid, tag: Tag) -> bool {
         let is_doubted = homes.doubted.contains_key(&client) && !homes.awaits_word(client);
-        is_doubted && self.peers.is_gone(tag) && !self.peers.has_left(tag)
+        is_doubted && self.has_died(tag)
+    }
+
+    /// Whether `tag` is gone, and has not said goodbye.
+    fn has_died(&self, tag: Tag) -> bool {
+        self.peers.is_gone(tag) && !self.peers.has_left(tag)
     }
 
     /// Whoever has the session says so, in time. A node that is gone may have had it in the generation `elsewhere`, or none (0).
@@ -256,16 +261,22 @@ impl<R> Transport<R> {
         let is_single = self.peers.keepers().is_empty();
         let patience = if is_single { INTRODUCTION } else { REST };
         let is_over = |at: Instant| now.saturating_duration_since(at) >= patience;
-        homes.doubted.retain(|client, doubt| match doubt {
-            Doubt::AskedAll { at, elsewhere } if is_over(*at) => {
-                if let Some(outbox) = self.home(*client) {
-                    outbox.outlive(*elsewhere);
-                    outbox.wait(false);
-                }
-                false
-            }
-            _ => true,
+        let over = homes.doubted.iter().filter_map(|(client, doubt)| match doubt {
+            Doubt::AskedAll { at, elsewhere } if is_over(*at) => Some((*client, *elsewhere)),
+            _ => None,
         });
+        let over: Vec<(Uuid, u64)> = over.collect();
+        for (client, elsewhere) in over {
+            homes.doubted.remove(&client);
+            let Some(outbox) = self.home(client) else { continue };
+            // One that was just made the standby may have taken over, and died with what it took.
+            if elsewhere == 0 && outbox.standby().is_some_and(|(tag, _)| self.has_died(tag)) {
+                self.give_up(now, homes, client, actions);
+                continue;
+            }
+            outbox.outlive(elsewhere);
+            outbox.wait(false);
+        }
     }
 
     /// Only a home can say that its copy is all that it has acknowledged: it may have got another standby meanwhile, or had

@@ -1,5 +1,6 @@
 //! What is under way on one link, and what its server's answers mean.
 
+use super::batch::{BATCH_BYTES, BATCH_COMMANDS, GATHER, WINDOW_BYTES, WINDOW_COMMANDS};
 use super::*;
 
 const LINK: LinkId = 0;
