@@ -69,6 +69,8 @@ impl<R> Room<Letter> for Post<'_, R> {
                 let origin = taken.origin;
                 let kept = self.with_copy(client, term, |copy| copy.take(id, taken));
                 match kept {
+                    // Its home may have yielded while this node was not there: it says so itself when it is asked again.
+                    Some(true) if self.gap.is_unsure(client) => {}
                     Some(true) => self.effects.push(Effect::Confirmed(origin)),
                     Some(false) => self.drop_copy(client), // It has a hole: it is of no use.
                     None => self.refuse(client),

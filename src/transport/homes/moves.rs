@@ -215,6 +215,10 @@ impl<R> Transport<R> {
                 self.submit_records(&mut sender, now, client, (step.to, term), records, actions);
                 homes.moves.insert(client, Move { term, ..step });
             }
+            // Meanwhile it was told of a newer home, and has a copy.
+            _ if self.registry.with_copy(client, |copy| copy.generation > outbox.generation()) == Some(true) => {
+                self.give_up(now, &mut homes, client, actions);
+            }
             _ => {
                 homes.moves.remove(&client);
                 homes.lacking.lose(now, client);
