@@ -7,6 +7,7 @@ mod issuer;
 #[path = "browser/page.rs"]
 mod page;
 
+use fantoccini::Locator;
 use issuer::{Issuer, gateway, token};
 use page::{Chromium, Page};
 use serde_json::json;
@@ -23,17 +24,32 @@ async fn a_page_shows_its_credentials_renews_them_and_gives_up_when_they_are_ref
     };
     let accepted = async || gateway.metric("texto_handshakes_total{result=\"accepted\"}").await.unwrap();
 
-    let stranger = Page::open(&chromium, &url).await;
-    let told = "return document.getElementById('notice').textContent.includes('Credentials are demanded')";
-    stranger.until("it is told", told).await;
-    assert_eq!(stranger.state().await, "closed");
+    // The page itself asks whoever is not let in, and says what came of it.
+    let known = Page::open(&chromium, &url).await;
+    let asks = |words: &str| {
+        let said = "document.getElementById('access-why').textContent";
+        format!("return document.activeElement.id === 'token' && {said}.includes('{words}')")
+    };
+    known.until("it is asked for a token", &asks("demands credentials")).await;
+    assert_eq!(known.state().await, "closed");
     assert_eq!((accepted().await, closed("unauthorized").await), (1.0, 1.0), "it tries once");
-
-    // The page itself, for trying out: the token is in the address, and then not any more.
+    let paste = async |token: &str| {
+        let field = known.browser.find(Locator::Id("token")).await.unwrap();
+        field.send_keys(&format!(" {token}\u{E007}")).await.unwrap(); // The Enter key.
+    };
+    paste("nonsense").await;
+    known.until("it is asked for another one", &asks("was refused")).await;
     let id = Uuid::new_v4().to_string();
-    let known = Page::open(&chromium, &format!("{url}#token={}", token(&key, &["--subject", &id]))).await;
+    let good = token(&key, &["--subject", &id]);
+    paste(&good).await;
     assert_eq!(known.id("").await, id);
-    assert_eq!(known.eval("return location.href").await, json!(format!("{url}#")));
+    known.until("the field is gone", "return document.getElementById('access').hidden").await;
+    // It is kept nowhere; loaded anew, the page resumes its session.
+    let kept = "return location.href + JSON.stringify({ ...sessionStorage, ...localStorage }) + document.cookie";
+    let kept = known.eval(kept).await.as_str().unwrap().to_owned();
+    assert!(kept.starts_with(&url) && kept.contains(&id) && !kept.contains(&good), "{kept}");
+    known.browser.refresh().await.unwrap();
+    assert_eq!(known.id("").await, id);
 
     // Any page: a function that gives a fresh one.
     let of = |lifetime: &str| token(&key, &["--subject", "anna", "--expires-in", lifetime]);
@@ -53,7 +69,7 @@ async fn a_page_shows_its_credentials_renews_them_and_gives_up_when_they_are_ref
     known.eval("anna.send(anna.clientId, 'to myself')").await;
     known.until("it works", "return received.join() === 'to myself'").await;
     known.until("the first is over", "return performance.now() - began > 10_500").await;
-    assert_eq!(known.eval("return states.join()").await, json!("connecting,connecting,connected"));
+    assert_eq!(known.eval("return states.join()").await, json!("connecting,connected"));
     assert_eq!(closed("expired").await, 0.0);
 
     // Without fresh ones the server ends it; it shows what it has once more, is refused, and does not try for ever.
@@ -67,5 +83,5 @@ async fn a_page_shows_its_credentials_renews_them_and_gives_up_when_they_are_ref
     known.eval(&script).await;
     known.until("it gives up", "return ends.join() === 'credentials'").await;
     assert_eq!(closed("expired").await, 1.0);
-    assert_eq!((accepted().await, closed("unauthorized").await), (before + 2.0, 2.0));
+    assert_eq!((accepted().await, closed("unauthorized").await), (before + 2.0, 3.0));
 }

@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use texto::config::cli::Cli;
 
 /// What the pages name of other programs' flags where they stand alone.
-const OF_OTHERS: [&str; 3] = ["--experimental-websocket", "--no-default-features", "--tls"];
+const OF_OTHERS: [&str; 2] = ["--no-default-features", "--tls"];
 
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -2,19 +2,18 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::SinkExt;
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
-use texto_lab::client::{self, Answer, Client, Incoming, Socket};
+use texto_lab::client::{self, Answer, Client, Incoming};
 use texto_lab::gateway::Gateway;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
-use texto_lab::resumer;
+use texto_lab::resumer::{self, Resumer, closed, next, write};
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
@@ -50,72 +49,6 @@ impl Stack {
     }
 }
 
-struct Person {
-    socket: Socket,
-    id: Uuid,
-    token: String,
-    resumed: bool,
-    standby: bool,
-}
-
-async fn next(socket: &mut Socket) -> Value {
-    match tokio::time::timeout(client::PATIENCE, client::next(socket)).await.expect("nothing came") {
-        Incoming::Frame(frame) => frame,
-        Incoming::Closed(code) => panic!("closed with {code}"),
-    }
-}
-
-async fn closed(socket: &mut Socket) -> u16 {
-    let close = async {
-        loop {
-            if let Incoming::Closed(code) = client::next(socket).await {
-                return code;
-            }
-        }
-    };
-    tokio::time::timeout(client::PATIENCE, close).await.expect("it was not closed")
-}
-
-impl Person {
-    async fn begin(address: SocketAddr, data: Value) -> Self {
-        let mut socket = client::open(address, "/v1/texto?register=1").await.unwrap();
-        let request = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data });
-        socket.send(Message::text(request.to_string())).await.unwrap();
-        let answer = next(&mut socket).await;
-        assert_eq!(answer["kind"], "connection", "{answer}");
-        let data = &answer["data"];
-        Self {
-            socket,
-            id: Uuid::try_parse(data["client_id"].as_str().unwrap()).unwrap(),
-            token: data["resume"]["token"].as_str().unwrap().to_owned(),
-            resumed: data["resumed"] == true,
-            standby: data["resume"]["standby"] == true,
-        }
-    }
-
-    /// With a standby, as soon as there can be one.
-    async fn new(address: SocketAddr) -> Self {
-        let begun = Instant::now();
-        loop {
-            let person = Self::begin(address, json!({ "resumable": true })).await;
-            if person.standby {
-                return person;
-            }
-            assert!(begun.elapsed() < LIMIT, "there is no standby");
-        }
-    }
-
-    async fn resume(address: SocketAddr, token: &str, seq: u64) -> Self {
-        Self::begin(address, json!({ "resume": token, "seq": seq })).await
-    }
-
-    async fn receive(&mut self) -> (u64, String) {
-        let frame = next(&mut self.socket).await;
-        assert_eq!(frame["kind"], "receive", "{frame}");
-        (frame["data"]["seq"].as_u64().expect("a seq"), frame["data"]["text"].as_str().unwrap().to_owned())
-    }
-}
-
 async fn send(sender: &mut Client, to: Uuid, text: &str) {
     assert_eq!(sender.send(to, text).await.unwrap(), Answer::Ack, "{text}");
 }
@@ -124,22 +57,22 @@ async fn send(sender: &mut Client, to: Uuid, text: &str) {
 async fn a_session_is_claimed_from_the_node_that_has_it() {
     let stack = Stack::start(3).await;
     let [first, second, third] = [0, 1, 2].map(|at| stack.gateways[at].address);
-    let mut person = Person::new(first).await;
+    let mut person = Resumer::begin_with_standby(first).await.unwrap();
     let mut sender = Client::connect(third).await.unwrap();
     for text in ["a", "b", "c"] {
         send(&mut sender, person.id, text).await;
     }
-    assert_eq!(person.receive().await, (1, "a".to_owned()));
+    assert_eq!(person.receive().await.unwrap(), (1, "a".to_owned()));
     for (round, address) in [second, third, first, second].into_iter().enumerate() {
-        let mut again = Person::resume(address, &person.token, 1).await;
+        let mut again = Resumer::resume(address, &person.token, 1).await.unwrap();
         assert_eq!((again.id, again.resumed), (person.id, true), "round {round}");
-        assert_eq!(closed(&mut person.socket).await, 4001);
+        assert_eq!(closed(&mut person.socket).await.unwrap(), 4001);
         send(&mut sender, again.id, &format!("{round}")).await;
         for (seq, text) in [(2, "b"), (3, "c")] {
-            assert_eq!(again.receive().await, (seq, text.to_owned()), "round {round}");
+            assert_eq!(again.receive().await.unwrap(), (seq, text.to_owned()), "round {round}");
         }
         for before in 0..=round {
-            assert_eq!(again.receive().await, (4 + before as u64, format!("{before}")), "round {round}");
+            assert_eq!(again.receive().await.unwrap(), (4 + before as u64, format!("{before}")), "round {round}");
         }
         person = again;
     }
@@ -148,19 +81,19 @@ async fn a_session_is_claimed_from_the_node_that_has_it() {
 #[tokio::test]
 async fn a_session_outlives_its_node() {
     let mut stack = Stack::start(3).await;
-    let mut person = Person::new(stack.gateways[0].address).await;
+    let mut person = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
     let mut sender = Client::connect(stack.gateways[1].address).await.unwrap();
     send(&mut sender, person.id, "a").await;
     send(&mut sender, person.id, "b").await;
-    assert_eq!(person.receive().await, (1, "a".to_owned()));
+    assert_eq!(person.receive().await.unwrap(), (1, "a".to_owned()));
     stack.gateways[0].kill();
     // It goes on being reached, though it is nowhere.
     send(&mut sender, person.id, "c").await;
-    let mut again = Person::resume(stack.gateways[2].address, &person.token, 1).await;
+    let mut again = Resumer::resume(stack.gateways[2].address, &person.token, 1).await.unwrap();
     assert_eq!((again.id, again.resumed), (person.id, true));
     send(&mut sender, person.id, "d").await;
     for (seq, text) in [(2, "b"), (3, "c"), (4, "d")] {
-        assert_eq!(again.receive().await, (seq, text.to_owned()));
+        assert_eq!(again.receive().await.unwrap(), (seq, text.to_owned()));
     }
 }
 
@@ -169,22 +102,22 @@ async fn a_session_whose_node_leaves_goes_on_at_another() {
     let mut stack = Stack::start(2).await;
     stack.add(&["--drain-delay", "100ms", "--drain-window", "200ms"]).await;
     let address = stack.gateways[2].address;
-    let mut person = Person::new(address).await;
-    let away = Person::new(address).await;
+    let mut person = Resumer::begin_with_standby(address).await.unwrap();
+    let away = Resumer::begin_with_standby(address).await.unwrap();
     let mut sender = Client::connect(stack.gateways[0].address).await.unwrap();
     let (away, token_of_away) = (away.id, away.token);
     for id in [person.id, away] {
         send(&mut sender, id, "a").await;
     }
     stack.gateways[2].signal(Signal::SIGTERM);
-    assert_eq!(closed(&mut person.socket).await, 1012);
+    assert_eq!(closed(&mut person.socket).await.unwrap(), 1012);
     stack.gateways[2].wait_exit(LIMIT).await.unwrap();
     for (id, token) in [(person.id, person.token), (away, token_of_away)] {
         send(&mut sender, id, "b").await;
-        let mut again = Person::resume(stack.gateways[1].address, &token, 0).await;
+        let mut again = Resumer::resume(stack.gateways[1].address, &token, 0).await.unwrap();
         assert_eq!((again.id, again.resumed), (id, true));
         for (seq, text) in [(1, "a"), (2, "b")] {
-            assert_eq!(again.receive().await, (seq, text.to_owned()));
+            assert_eq!(again.receive().await.unwrap(), (seq, text.to_owned()));
         }
     }
 }
@@ -192,84 +125,74 @@ async fn a_session_whose_node_leaves_goes_on_at_another() {
 #[tokio::test]
 async fn a_node_that_hangs_is_passed_over_and_gives_way_when_it_wakes() {
     let stack = Stack::start(3).await;
-    let mut person = Person::new(stack.gateways[0].address).await;
+    let mut person = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
     let mut sender = Client::connect(stack.gateways[1].address).await.unwrap();
     send(&mut sender, person.id, "a").await;
     stack.gateways[0].signal(Signal::SIGSTOP);
-    let mut again = Person::resume(stack.gateways[2].address, &person.token, 0).await;
+    let mut again = Resumer::resume(stack.gateways[2].address, &person.token, 0).await.unwrap();
     assert_eq!((again.id, again.resumed), (person.id, true));
-    assert_eq!(again.receive().await, (1, "a".to_owned()));
+    assert_eq!(again.receive().await.unwrap(), (1, "a".to_owned()));
     send(&mut sender, person.id, "b").await;
-    assert_eq!(again.receive().await, (2, "b".to_owned()));
+    assert_eq!(again.receive().await.unwrap(), (2, "b".to_owned()));
     stack.gateways[0].signal(Signal::SIGCONT);
-    let code = closed(&mut person.socket).await;
+    let code = closed(&mut person.socket).await.unwrap();
     assert!([1012, 4001].contains(&code), "{code}");
     send(&mut sender, person.id, "c").await;
-    assert_eq!(again.receive().await, (3, "c".to_owned()));
-}
-
-/// Has said something, so that older tokens are of no use.
-async fn settle(person: &mut Person) {
-    let question = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": null });
-    person.socket.send(Message::text(question.to_string())).await.unwrap();
-    let answer = next(&mut person.socket).await;
-    assert_eq!(answer["kind"], "connection", "{answer}");
-    person.token = answer["data"]["resume"]["token"].as_str().unwrap().to_owned();
+    assert_eq!(again.receive().await.unwrap(), (3, "c".to_owned()));
 }
 
 #[tokio::test]
 async fn an_old_token_is_of_no_use_either_once_the_session_has_moved() {
     let mut stack = Stack::start(3).await;
-    let first = Person::new(stack.gateways[0].address).await;
+    let first = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
     let (id, stolen) = (first.id, first.token);
-    let mut person = Person::resume(stack.gateways[0].address, &stolen, 0).await;
-    settle(&mut person).await;
-    let person = Person::resume(stack.gateways[1].address, &person.token, 0).await;
+    let mut person = Resumer::resume(stack.gateways[0].address, &stolen, 0).await.unwrap();
+    person.settle().await.unwrap();
+    let person = Resumer::resume(stack.gateways[1].address, &person.token, 0).await.unwrap();
     assert_eq!((person.id, person.resumed), (id, true));
-    assert_ne!(Person::resume(stack.gateways[2].address, &stolen, 0).await.id, id, "it was claimed");
+    assert_ne!(Resumer::resume(stack.gateways[2].address, &stolen, 0).await.unwrap().id, id, "it was claimed");
     stack.gateways[1].kill();
-    let again = Person::resume(stack.gateways[0].address, &person.token, 0).await;
+    let again = Resumer::resume(stack.gateways[0].address, &person.token, 0).await.unwrap();
     assert_eq!((again.id, again.resumed), (id, true));
-    assert_ne!(Person::resume(stack.gateways[2].address, &stolen, 0).await.id, id, "its home died");
+    assert_ne!(Resumer::resume(stack.gateways[2].address, &stolen, 0).await.unwrap().id, id, "its home died");
 }
 
 #[tokio::test]
 async fn a_registration_that_nobody_waits_for_ends_no_live_connection_for_good() {
     let stack = Stack::start(3).await;
-    let person = Person::new(stack.gateways[0].address).await;
+    let person = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
     let mut stale = client::open(stack.gateways[1].address, "/v1/texto?register=1").await.unwrap();
     stack.gateways[1].signal(Signal::SIGSTOP);
     let data = json!({ "resume": person.token });
-    let request = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data });
-    stale.send(Message::text(request.to_string())).await.unwrap();
-    let mut alive = Person::resume(stack.gateways[2].address, &person.token, 0).await;
+    write(&mut stale, "registration", data).await.unwrap();
+    let mut alive = Resumer::resume(stack.gateways[2].address, &person.token, 0).await.unwrap();
     drop(stale);
     stack.gateways[1].signal(Signal::SIGCONT);
-    assert_eq!(closed(&mut alive.socket).await, 1012, "it is told to come again");
-    let mut again = Person::resume(stack.gateways[2].address, &alive.token, 0).await;
+    assert_eq!(closed(&mut alive.socket).await.unwrap(), 1012, "it is told to come again");
+    let mut again = Resumer::resume(stack.gateways[2].address, &alive.token, 0).await.unwrap();
     assert_eq!((again.id, again.resumed), (person.id, true));
     let mut sender = Client::connect(stack.gateways[0].address).await.unwrap();
     send(&mut sender, person.id, "a").await;
-    assert_eq!(again.receive().await, (1, "a".to_owned()));
+    assert_eq!(again.receive().await.unwrap(), (1, "a".to_owned()));
 }
 
 #[tokio::test]
 async fn tokens_of_one_session_at_one_moment_do_not_take_its_id_from_the_newest() {
     let stack = Stack::start(3).await;
     for _ in 0..10 {
-        let first = Person::new(stack.gateways[0].address).await;
+        let first = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
         let (id, stolen) = (first.id, first.token);
-        let mut person = Person::resume(stack.gateways[0].address, &stolen, 0).await;
-        settle(&mut person).await;
+        let mut person = Resumer::resume(stack.gateways[0].address, &stolen, 0).await.unwrap();
+        person.settle().await.unwrap();
         // An older one at the same node.
         let address = stack.gateways[1].address;
         let (thief, person) =
-            tokio::join!(Person::resume(address, &stolen, 0), Person::resume(address, &person.token, 0));
+            tokio::try_join!(Resumer::resume(address, &stolen, 0), Resumer::resume(address, &person.token, 0)).unwrap();
         assert_eq!((person.id, person.resumed), (id, true));
         assert_ne!(thief.id, id);
         // The same at two nodes, and twice at one.
-        let resume = |at: usize| Person::resume(stack.gateways[at].address, &person.token, 0);
-        let (one, two, three) = tokio::join!(resume(2), resume(0), resume(2));
+        let resume = |at: usize| Resumer::resume(stack.gateways[at].address, &person.token, 0);
+        let (one, two, three) = tokio::try_join!(resume(2), resume(0), resume(2)).unwrap();
         for person in [one, two, three] {
             assert_eq!((person.id, person.resumed), (id, true));
         }
@@ -279,8 +202,8 @@ async fn tokens_of_one_session_at_one_moment_do_not_take_its_id_from_the_newest(
 #[tokio::test]
 async fn a_request_that_comes_twice_is_answered_twice_and_shown_once() {
     let stack = Stack::start(2).await;
-    let mut receiver = Person::new(stack.gateways[0].address).await;
-    let mut sender = Person::new(stack.gateways[1].address).await;
+    let mut receiver = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
+    let mut sender = Resumer::begin_with_standby(stack.gateways[1].address).await.unwrap();
     for round in 1..=100 {
         let request = Uuid::new_v4();
         let frame = client::send_frame(sender.id, request, receiver.id, "a");
@@ -289,13 +212,12 @@ async fn a_request_that_comes_twice_is_answered_twice_and_shown_once() {
         }
         sender.socket.flush().await.unwrap();
         for _ in 0..3 {
-            let answer = next(&mut sender.socket).await;
+            let answer = next(&mut sender.socket).await.unwrap();
             let expected = (Some("ack"), Some(&*request.to_string()));
             assert_eq!((answer["kind"].as_str(), answer["id"].as_str()), expected);
         }
-        assert_eq!(receiver.receive().await.0, round);
-        let had = json!({ "id": Uuid::new_v4(), "kind": "ack", "data": { "seq": round } });
-        receiver.socket.send(Message::text(had.to_string())).await.unwrap();
+        assert_eq!(receiver.receive().await.unwrap().0, round);
+        receiver.had(round).await.unwrap();
     }
 }
 
@@ -305,25 +227,25 @@ async fn who_comes_back_while_redis_is_away_keeps_everything() {
         let stack = Stack::start(count).await;
         let address = stack.gateways[0].address;
         let mut person = if count == 1 {
-            Person::begin(address, json!({ "resumable": true })).await
+            Resumer::begin(address).await.unwrap()
         } else {
-            Person::new(address).await
+            Resumer::begin_with_standby(address).await.unwrap()
         };
         let id = person.id;
         let mut sender = Client::connect(stack.gateways[count - 1].address).await.unwrap();
         send(&mut sender, id, "a").await;
         // So its home has heard that the standby has it.
-        assert_eq!(person.receive().await, (1, "a".to_owned()));
+        assert_eq!(person.receive().await.unwrap(), (1, "a".to_owned()));
         stack.redis.freeze();
         drop(person.socket);
         // Longer than any claim waits.
         until("it is away", LIMIT, async || (sender.send(id, "x").await.unwrap() != Answer::Ack).then_some(()))
             .await
             .unwrap();
-        let again = Person::resume(address, &person.token, 0);
-        let mut again = tokio::time::timeout(Duration::from_secs(2), again).await.expect("its home has it");
+        let again = Resumer::resume(address, &person.token, 0);
+        let mut again = tokio::time::timeout(Duration::from_secs(2), again).await.expect("its home has it").unwrap();
         assert_eq!((again.id, again.resumed), (id, true));
-        assert_eq!(again.receive().await, (1, "a".to_owned()));
+        assert_eq!(again.receive().await.unwrap(), (1, "a".to_owned()));
         let token = again.token.clone();
         drop(again);
         let elsewhere = stack.gateways[count - 1].address;
@@ -332,9 +254,9 @@ async fn who_comes_back_while_redis_is_away_keeps_everything() {
             assert!(matches!(answer, Incoming::Closed(1012)), "nobody can be asked: {answer:?}");
         }
         stack.redis.thaw();
-        let mut again = Person::resume(elsewhere, &token, 0).await;
+        let mut again = Resumer::resume(elsewhere, &token, 0).await.unwrap();
         assert_eq!((again.id, again.resumed), (id, true));
-        assert_eq!(again.receive().await, (1, "a".to_owned()));
+        assert_eq!(again.receive().await.unwrap(), (1, "a".to_owned()));
     }
 }
 
@@ -345,7 +267,7 @@ async fn a_node_that_leaves_while_redis_is_away_takes_nobodys_session_along() {
     stack.add(&["--send-timeout", "1s", "--drain-delay", "0s", "--drain-window", "100ms"]).await;
     let mut persons = Vec::new();
     for at in 0..20 {
-        persons.push(Person::new(stack.gateways[at % 2].address).await);
+        persons.push(Resumer::begin_with_standby(stack.gateways[at % 2].address).await.unwrap());
     }
     stack.redis.freeze();
     stack.gateways[2].signal(Signal::SIGTERM);
@@ -361,29 +283,29 @@ async fn a_node_that_leaves_while_redis_is_away_takes_nobodys_session_along() {
     let mut sender = Client::connect(stack.gateways[0].address).await.unwrap();
     for (person, at) in persons.into_iter().zip(0..) {
         send(&mut sender, person.id, "a").await;
-        let mut again = Person::resume(stack.gateways[at / 2 % 2].address, &person.token, 0).await;
+        let mut again = Resumer::resume(stack.gateways[at / 2 % 2].address, &person.token, 0).await.unwrap();
         assert_eq!((again.id, again.resumed), (person.id, true), "the {at}th");
-        assert_eq!(again.receive().await, (1, "a".to_owned()));
+        assert_eq!(again.receive().await.unwrap(), (1, "a".to_owned()));
     }
 }
 
 #[tokio::test]
 async fn nobody_is_absent_at_once_after_the_session_ended_properly() {
     let stack = Stack::start(3).await;
-    let person = Person::new(stack.gateways[0].address).await;
+    let person = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
     let mut sender = Client::connect(stack.gateways[1].address).await.unwrap();
     send(&mut sender, person.id, "a").await;
     let mut socket = person.socket;
     let frame = tokio_tungstenite::tungstenite::protocol::CloseFrame { code: 1000.into(), reason: "".into() };
     socket.close(Some(frame)).await.unwrap();
-    assert_eq!(closed(&mut socket).await, 1000);
+    assert_eq!(closed(&mut socket).await.unwrap(), 1000);
     until("it is gone", LIMIT, async || (sender.send(person.id, "x").await.unwrap() != Answer::Ack).then_some(()))
         .await
         .unwrap();
     let began = Instant::now();
     assert_eq!(sender.send(person.id, "x").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
     assert!(began.elapsed() < Duration::from_secs(1));
-    let again = Person::resume(stack.gateways[2].address, &person.token, 0).await;
+    let again = Resumer::resume(stack.gateways[2].address, &person.token, 0).await.unwrap();
     assert_eq!((again.id, again.resumed), (person.id, false), "the same, and told that messages may be missing");
 }
 
@@ -393,16 +315,15 @@ async fn a_session_that_is_called_and_not_met_ends_with_its_window() {
     for _ in 0..2 {
         stack.add(&["--resume-window", "1s"]).await;
     }
-    let person = Person::new(stack.gateways[0].address).await;
+    let person = Resumer::begin_with_standby(stack.gateways[0].address).await.unwrap();
     let mut sender = Client::connect(stack.gateways[0].address).await.unwrap();
     // The client is gone before the session has come.
     let mut socket = client::open(stack.gateways[1].address, "/v1/texto?register=1").await.unwrap();
     let data = json!({ "resume": person.token });
-    let request = json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data });
-    socket.send(Message::text(request.to_string())).await.unwrap();
+    write(&mut socket, "registration", data).await.unwrap();
     drop(socket);
     let mut first = person.socket;
-    assert_eq!(closed(&mut first).await, 4001);
+    assert_eq!(closed(&mut first).await.unwrap(), 4001);
     until("it is over", LIMIT, async || {
         (sender.send(person.id, "x").await.unwrap() == Answer::Error("ENOTCONN".to_owned())).then_some(())
     })

@@ -77,7 +77,7 @@ fn has_groff() -> bool {
 fn the_manual_page_has_every_section_flag_and_command() {
     let page = texto(&["man"]);
     for part in
-        [".TH texto 1", ".SH NAME", ".SH SYNOPSIS", ".SH SUBCOMMANDS", "\\-\\-send\\-timeout", "TEXTO_SEND_TIMEOUT"]
+        [".TH texto 1", ".SH NAME", ".SH SYNOPSIS", ".SH COMMANDS", "\\-\\-send\\-timeout", "TEXTO_SEND_TIMEOUT"]
     {
         assert!(page.contains(part), "{part} is not in the page");
     }
@@ -93,9 +93,40 @@ fn the_manual_page_has_every_section_flag_and_command() {
 
 #[test]
 fn each_command_has_a_page_and_another_word_has_none() {
-    for command in ["serve", "check", "healthcheck", "session-key", "token", "chaos", "completions", "man"] {
+    for (command, synopsis, codes) in [
+        ("serve", "texto serve [OPTIONS]", "0 1 2 70 78"),
+        ("check", "texto check [OPTIONS]", "0 1 2"),
+        ("healthcheck", "texto healthcheck [OPTIONS]", "0 1 2"),
+        ("session-key", "texto session-key\ntexto session-key add FILE\ntexto session-key sign FILE", "0 1 2"),
+        ("token", "texto token [OPTIONS] --key-file PATH", "0 1 2"),
+        ("chaos", "texto chaos [OPTIONS]", "0 1 2"),
+        ("completions", "texto completions SHELL", "0 1 2"),
+        ("man", "texto man [COMMAND]", "0 1 2"),
+    ] {
         let page = texto(&["man", command]);
         assert!(page.contains(&format!(".TH texto-{command} 1")), "{}", &page[..200]);
+        if !has_groff() {
+            continue;
+        }
+        let shown = shown(&page);
+        let section = |name: &str| {
+            let rest = shown.split_once(&format!("\n{name}\n")).unwrap_or_else(|| panic!("no {name}: {shown}")).1;
+            let lines = rest.lines().take_while(|line| line.is_empty() || line.starts_with(' '));
+            lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>()
+        };
+        assert!(section("SYNOPSIS").join("\n").starts_with(synopsis), "{shown}");
+        let told: Vec<_> = section("EXIT STATUS").iter().filter_map(|line| line.split(' ').next()).collect();
+        let told: Vec<_> = told.into_iter().filter(|word| word.parse::<u8>().is_ok()).collect();
+        assert_eq!(told.join(" "), codes, "{shown}");
+        assert!(!shown.contains("session-key-add"), "there is no such page: {shown}");
+        if command == "completions" {
+            let example = "texto completions bash > ~/.local/share/bash-completion/completions/texto";
+            assert!(section("NOTES").contains(&example), "a line of its own: {shown}");
+        }
+        assert!(!shown.contains('•'), "no list within a list: {shown}");
+        if command == "session-key" {
+            assert!(section("COMMANDS").iter().any(|line| line.starts_with("add FILE")), "{shown}");
+        }
     }
     let output = Command::new(BINARY).args(["man", "serves"]).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();

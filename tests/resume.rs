@@ -2,13 +2,13 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use futures_util::SinkExt;
 use serde_json::{Value, json};
-use texto_lab::client::{self, Answer, Client, Incoming, Socket};
+use texto_lab::client::{self, Answer, Client};
 use texto_lab::gateway::Gateway;
+use texto_lab::resumer::{Resumer, closed, next, write};
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
@@ -16,113 +16,28 @@ async fn gateway(arguments: &[&str]) -> Gateway {
     Gateway::start(Path::new(env!("CARGO_BIN_EXE_texto")), arguments, &[]).await.unwrap()
 }
 
-/// A connection that begins with a registration.
-struct Person {
-    socket: Socket,
-    id: Uuid,
-    token: String,
-    resumed: bool,
-}
-
-async fn next(socket: &mut Socket) -> Value {
-    match tokio::time::timeout(client::PATIENCE, client::next(socket)).await.expect("nothing came") {
-        Incoming::Frame(frame) => frame,
-        Incoming::Closed(code) => panic!("closed with {code}"),
-    }
-}
-
-async fn closed(socket: &mut Socket) -> u16 {
-    let close = async {
-        loop {
-            if let Incoming::Closed(code) = client::next(socket).await {
-                return code;
-            }
-        }
-    };
-    tokio::time::timeout(client::PATIENCE, close).await.expect("it was not closed")
-}
-
-async fn write(socket: &mut Socket, frame: &Value) {
-    socket.send(Message::text(frame.to_string())).await.unwrap();
-}
-
-impl Person {
-    async fn begin(address: SocketAddr, data: Value) -> Self {
-        let mut socket = client::open(address, "/v1/texto?register=1").await.unwrap();
-        let request = Uuid::new_v4();
-        write(&mut socket, &json!({ "id": request, "kind": "registration", "data": data })).await;
-        let answer = next(&mut socket).await;
-        assert_eq!((answer["kind"].as_str(), answer["id"].as_str()), (Some("connection"), Some(&*request.to_string())));
-        let data = &answer["data"];
-        let id = Uuid::try_parse(data["client_id"].as_str().unwrap()).unwrap();
-        assert_eq!(answer["client_id"], data["client_id"]);
-        let token = data["resume"]["token"].as_str().unwrap_or_default().to_owned();
-        Self { socket, id, token, resumed: data["resumed"] == true }
-    }
-
-    async fn new(address: SocketAddr) -> Self {
-        Self::begin(address, json!({ "resumable": true })).await
-    }
-
-    async fn resume(address: SocketAddr, token: &str, seq: u64) -> Self {
-        Self::begin(address, json!({ "resume": token, "seq": seq })).await
-    }
-
-    /// The next message: its number and text.
-    async fn receive(&mut self) -> (u64, String) {
-        let frame = next(&mut self.socket).await;
-        assert_eq!(frame["kind"], "receive", "{frame}");
-        (frame["data"]["seq"].as_u64().expect("a seq"), frame["data"]["text"].as_str().unwrap().to_owned())
-    }
-
-    async fn had(&mut self, seq: u64) {
-        write(&mut self.socket, &json!({ "id": Uuid::new_v4(), "kind": "ack", "data": { "seq": seq } })).await;
-    }
-
-    async fn post(&mut self, request: Uuid, receiver: Uuid, text: &str) {
-        let frame = client::send_frame(self.id, request, receiver, text);
-        self.socket.send(Message::text(frame)).await.unwrap();
-    }
-
-    /// Waits until the gateway has read all that was written to it.
-    async fn settle(&mut self) {
-        let request = Uuid::new_v4();
-        write(&mut self.socket, &json!({ "id": request, "kind": "registration", "data": null })).await;
-        let answer = next(&mut self.socket).await;
-        assert_eq!((answer["kind"].as_str(), answer["id"].as_str()), (Some("connection"), Some(&*request.to_string())));
-        assert!(answer["data"]["resumed"] == true, "nothing is missing since the connection began");
-        self.token = answer["data"]["resume"]["token"].as_str().unwrap().to_owned();
-    }
-
-    /// The connection breaks: the gateway is told nothing.
-    fn breaks(self) -> (Uuid, String) {
-        drop(self.socket);
-        (self.id, self.token)
-    }
-}
-
 #[tokio::test]
 async fn what_came_while_the_client_was_away_is_shown_in_order_and_once() {
     let gateway = gateway(&[]).await;
     let mut sender = Client::connect(gateway.address).await.unwrap();
-    let mut person = Person::new(gateway.address).await;
+    let mut person = Resumer::begin(gateway.address).await.unwrap();
     assert!(!person.resumed);
     let id = person.id;
     for text in ["a", "b", "c"] {
         assert_eq!(sender.send(id, text).await.unwrap(), Answer::Ack);
     }
-    assert_eq!(person.receive().await, (1, "a".to_owned()));
-    person.had(1).await;
+    assert_eq!(person.receive().await.unwrap(), (1, "a".to_owned()));
+    person.had(1).await.unwrap();
     let (_, token) = person.breaks();
     assert_eq!(sender.send(id, "d").await.unwrap(), Answer::Ack, "somebody who is away for a moment is not nobody");
 
     // It had read b as well, and had no time to say so.
-    let mut person = Person::resume(gateway.address, &token, 2).await;
+    let mut person = Resumer::resume(gateway.address, &token, 2).await.unwrap();
     assert!(person.resumed);
     assert_eq!(person.id, id);
     assert_eq!(sender.send(id, "e").await.unwrap(), Answer::Ack);
     for expected in [(3, "c"), (4, "d"), (5, "e")] {
-        assert_eq!(person.receive().await, (expected.0, expected.1.to_owned()));
+        assert_eq!(person.receive().await.unwrap(), (expected.0, expected.1.to_owned()));
     }
 }
 
@@ -132,16 +47,16 @@ async fn a_client_that_asks_for_nothing_sees_nothing_of_it() {
     let mut socket = client::open(gateway.address, "/v1/texto?register=1").await.unwrap();
     let early = client::send_frame(Uuid::nil(), Uuid::new_v4(), Uuid::nil(), "too early");
     socket.send(Message::text(early)).await.unwrap();
-    assert_eq!(next(&mut socket).await["data"]["code"], "ECID");
+    assert_eq!(next(&mut socket).await.unwrap()["data"]["code"], "ECID");
     socket.send(Message::text("garbage")).await.unwrap();
-    assert_eq!(next(&mut socket).await["data"]["code"], "ESYNTAX");
-    write(&mut socket, &json!({ "id": Uuid::new_v4(), "kind": "registration" })).await;
-    let answer = next(&mut socket).await;
+    assert_eq!(next(&mut socket).await.unwrap()["data"]["code"], "ESYNTAX");
+    write(&mut socket, "registration", Value::Null).await.unwrap();
+    let answer = next(&mut socket).await.unwrap();
     assert_eq!(answer["data"], json!({ "client_id": answer["client_id"] }));
     let id = Uuid::try_parse(answer["client_id"].as_str().unwrap()).unwrap();
     let mut sender = Client::connect(gateway.address).await.unwrap();
     assert_eq!(sender.send(id, "x").await.unwrap(), Answer::Ack);
-    let frame = next(&mut socket).await;
+    let frame = next(&mut socket).await.unwrap();
     assert_eq!(frame["data"], json!({ "sender_id": sender.id, "text": "x" }), "no seq");
     drop(socket);
     gone(&mut sender, id).await;
@@ -161,55 +76,55 @@ async fn who_does_not_register_in_time_is_told_4002() {
     let gateway = gateway(&["--header-timeout", "300ms"]).await;
     let mut socket = client::open(gateway.address, "/v1/texto?register=1").await.unwrap();
     socket.send(Message::text("garbage")).await.unwrap();
-    assert_eq!(closed(&mut socket).await, 4002);
+    assert_eq!(closed(&mut socket).await.unwrap(), 4002);
 }
 
 #[tokio::test]
 async fn the_newest_connection_wins_and_the_older_is_told_4001() {
     let gateway = gateway(&[]).await;
-    let mut old = Person::new(gateway.address).await;
+    let mut old = Resumer::begin(gateway.address).await.unwrap();
     let mut sender = Client::connect(gateway.address).await.unwrap();
     assert_eq!(sender.send(old.id, "a").await.unwrap(), Answer::Ack);
-    assert_eq!(old.receive().await, (1, "a".to_owned()));
-    let mut new = Person::resume(gateway.address, &old.token, 0).await;
+    assert_eq!(old.receive().await.unwrap(), (1, "a".to_owned()));
+    let mut new = Resumer::resume(gateway.address, &old.token, 0).await.unwrap();
     assert!(new.resumed);
     assert_eq!(new.id, old.id);
-    assert_eq!(new.receive().await, (1, "a".to_owned()), "it has not said that it has it");
-    assert_eq!(closed(&mut old.socket).await, 4001);
+    assert_eq!(new.receive().await.unwrap(), (1, "a".to_owned()), "it has not said that it has it");
+    assert_eq!(closed(&mut old.socket).await.unwrap(), 4001);
     assert_eq!(sender.send(new.id, "b").await.unwrap(), Answer::Ack);
-    assert_eq!(new.receive().await, (2, "b".to_owned()));
+    assert_eq!(new.receive().await.unwrap(), (2, "b".to_owned()));
 }
 
 #[tokio::test]
 async fn an_old_token_is_refused_once_the_client_has_used_a_newer_one() {
     let gateway = gateway(&[]).await;
-    let person = Person::new(gateway.address).await;
+    let person = Resumer::begin(gateway.address).await.unwrap();
     let (id, stolen) = person.breaks();
     // The answer may have been lost: as long as the client has said nothing, the older one is good too.
-    let lost = Person::resume(gateway.address, &stolen, 0).await;
+    let lost = Resumer::resume(gateway.address, &stolen, 0).await.unwrap();
     assert_eq!(lost.id, id);
-    let mut person = Person::resume(gateway.address, &stolen, 0).await;
+    let mut person = Resumer::resume(gateway.address, &stolen, 0).await.unwrap();
     assert!(person.resumed);
-    person.settle().await;
-    let thief = Person::resume(gateway.address, &stolen, 0).await;
+    person.settle().await.unwrap();
+    let thief = Resumer::resume(gateway.address, &stolen, 0).await.unwrap();
     assert!(!thief.resumed);
     assert_ne!(thief.id, id);
-    person.settle().await;
+    person.settle().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_connection_that_an_older_token_displaces_may_come_back() {
     let gateway = gateway(&[]).await;
-    let (id, token) = Person::new(gateway.address).await.breaks();
+    let (id, token) = Resumer::begin(gateway.address).await.unwrap().breaks();
     // Two have the same, and neither says anything: whoever has the newest of all has the last word.
-    let mut one = Person::resume(gateway.address, &token, 0).await;
-    let mut other = Person::resume(gateway.address, &token, 0).await;
-    assert_eq!(closed(&mut one.socket).await, 1012);
-    let mut one = Person::resume(gateway.address, &one.token, 0).await;
+    let mut one = Resumer::resume(gateway.address, &token, 0).await.unwrap();
+    let mut other = Resumer::resume(gateway.address, &token, 0).await.unwrap();
+    assert_eq!(closed(&mut one.socket).await.unwrap(), 1012);
+    let mut one = Resumer::resume(gateway.address, &one.token, 0).await.unwrap();
     assert_eq!((one.id, one.resumed), (id, true));
-    assert_eq!(closed(&mut other.socket).await, 1012);
-    one.settle().await;
-    let other = Person::resume(gateway.address, &other.token, 0).await;
+    assert_eq!(closed(&mut other.socket).await.unwrap(), 1012);
+    one.settle().await.unwrap();
+    let other = Resumer::resume(gateway.address, &other.token, 0).await.unwrap();
     assert_ne!(other.id, id, "who has said something first has the session");
 }
 
@@ -217,14 +132,13 @@ async fn a_connection_that_an_older_token_displaces_may_come_back() {
 async fn what_was_written_before_the_greeting_proves_nothing() {
     let gateway = gateway(&[]).await;
     let mut receiver = Client::connect(gateway.address).await.unwrap();
-    let (id, token) = Person::new(gateway.address).await.breaks();
+    let (id, token) = Resumer::begin(gateway.address).await.unwrap().breaks();
     let mut socket = client::open(gateway.address, "/v1/texto?register=1").await.unwrap();
-    let data = json!({ "resume": token });
-    write(&mut socket, &json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data })).await;
+    write(&mut socket, "registration", json!({ "resume": token })).await.unwrap();
     socket.send(Message::text(client::send_frame(id, Uuid::new_v4(), receiver.id, "a"))).await.unwrap();
     assert_eq!(receiver.receive().await.unwrap(), (id, "a".to_owned()));
     drop(socket); // The newer token has not come.
-    let again = Person::resume(gateway.address, &token, 0).await;
+    let again = Resumer::resume(gateway.address, &token, 0).await.unwrap();
     assert_eq!((again.id, again.resumed), (id, true));
 }
 
@@ -232,13 +146,13 @@ async fn what_was_written_before_the_greeting_proves_nothing() {
 async fn bad_tokens_make_a_new_session_never_an_error() {
     let gateway = gateway(&[]).await;
     let other = self::gateway(&[]).await;
-    let victim = Person::new(gateway.address).await;
-    let foreign = Person::new(other.address).await;
+    let victim = Resumer::begin(gateway.address).await.unwrap();
+    let foreign = Resumer::begin(other.address).await.unwrap();
     let (cut, mut forged) = (&victim.token[..20], victim.token.clone());
     let last = if forged.pop() == Some('A') { 'B' } else { 'A' };
     forged.push(last);
     for token in ["", "x", cut, &forged, &foreign.token, &"A".repeat(10_000)] {
-        let person = Person::resume(gateway.address, token, 7).await;
+        let person = Resumer::resume(gateway.address, token, 7).await.unwrap();
         assert!(!person.resumed, "{token}");
         assert!(person.id != victim.id && person.id != foreign.id, "{token}");
         assert!(!person.token.is_empty());
@@ -250,16 +164,16 @@ async fn the_session_ends_by_1000_and_not_by_1001() {
     let gateway = gateway(&[]).await;
     let mut sender = Client::connect(gateway.address).await.unwrap();
     for (code, goes_on) in [(1001, true), (1000, false)] {
-        let mut person = Person::new(gateway.address).await;
+        let mut person = Resumer::begin(gateway.address).await.unwrap();
         let frame = tokio_tungstenite::tungstenite::protocol::CloseFrame { code: code.into(), reason: "".into() };
         person.socket.close(Some(frame)).await.unwrap();
-        assert_eq!(closed(&mut person.socket).await, code);
+        assert_eq!(closed(&mut person.socket).await.unwrap(), code);
         if goes_on {
             assert_eq!(sender.send(person.id, "x").await.unwrap(), Answer::Ack, "{code}");
         } else {
             gone(&mut sender, person.id).await;
         }
-        let again = Person::resume(gateway.address, &person.token, 0).await;
+        let again = Resumer::resume(gateway.address, &person.token, 0).await.unwrap();
         assert_eq!((again.id, again.resumed), (person.id, goes_on), "the token is good for the id all the same");
     }
 }
@@ -268,55 +182,55 @@ async fn the_session_ends_by_1000_and_not_by_1001() {
 async fn the_window_ends() {
     let gateway = gateway(&["--resume-window", "500ms"]).await;
     let mut sender = Client::connect(gateway.address).await.unwrap();
-    let (id, token) = Person::new(gateway.address).await.breaks();
+    let (id, token) = Resumer::begin(gateway.address).await.unwrap().breaks();
     assert_eq!(sender.send(id, "x").await.unwrap(), Answer::Ack);
     gone(&mut sender, id).await;
-    let mut person = Person::resume(gateway.address, &token, 3).await;
+    let mut person = Resumer::resume(gateway.address, &token, 3).await.unwrap();
     assert_eq!((person.id, person.resumed), (id, false), "the same, but messages may be missing");
     assert_eq!(sender.send(id, "y").await.unwrap(), Answer::Ack);
-    assert_eq!(person.receive().await, (1, "y".to_owned()), "the numbering starts anew");
+    assert_eq!(person.receive().await.unwrap(), (1, "y".to_owned()), "the numbering starts anew");
 }
 
 #[tokio::test]
 async fn what_is_sent_again_is_delivered_once_and_answered() {
     let gateway = gateway(&[]).await;
-    let mut receiver = Person::new(gateway.address).await;
+    let mut receiver = Resumer::begin(gateway.address).await.unwrap();
     let mut v1 = Client::connect(gateway.address).await.unwrap();
-    let mut sender = Person::new(gateway.address).await;
+    let mut sender = Resumer::begin(gateway.address).await.unwrap();
     let (first, second, third) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
-    sender.post(first, receiver.id, "a").await;
-    sender.post(second, v1.id, "a").await;
-    assert_eq!(receiver.receive().await, (1, "a".to_owned()));
+    sender.post(first, receiver.id, "a").await.unwrap();
+    sender.post(second, v1.id, "a").await.unwrap();
+    assert_eq!(receiver.receive().await.unwrap(), (1, "a".to_owned()));
     assert_eq!(v1.receive().await.unwrap(), (sender.id, "a".to_owned()));
     let (_, token) = sender.breaks();
-    let mut sender = Person::resume(gateway.address, &token, 0).await;
+    let mut sender = Resumer::resume(gateway.address, &token, 0).await.unwrap();
     for (request, receiver) in [(first, receiver.id), (second, v1.id), (third, v1.id)] {
-        sender.post(request, receiver, "a").await;
-        let answer = next(&mut sender.socket).await;
+        sender.post(request, receiver, "a").await.unwrap();
+        let answer = next(&mut sender.socket).await.unwrap();
         assert_eq!((answer["kind"].as_str(), answer["id"].as_str()), (Some("ack"), Some(&*request.to_string())));
     }
     assert_eq!(v1.receive().await.unwrap(), (sender.id, "a".to_owned()), "the third");
-    sender.post(Uuid::new_v4(), receiver.id, "b").await;
-    assert_eq!(receiver.receive().await, (2, "b".to_owned()), "the first was not shown twice");
+    sender.post(Uuid::new_v4(), receiver.id, "b").await.unwrap();
+    assert_eq!(receiver.receive().await.unwrap(), (2, "b".to_owned()), "the first was not shown twice");
 }
 
 #[tokio::test]
 async fn what_nobody_acknowledges_pushes_back_on_the_senders() {
     let gateway = gateway(&["--outbox-messages", "8"]).await;
-    let mut person = Person::new(gateway.address).await;
+    let mut person = Resumer::begin(gateway.address).await.unwrap();
     let mut sender = Client::connect(gateway.address).await.unwrap();
     // No sender has more than a quarter.
     for text in ["a", "b"] {
         assert_eq!(sender.send(person.id, text).await.unwrap(), Answer::Ack);
     }
     assert_eq!(sender.send(person.id, "c").await.unwrap(), Answer::Error("EBUSY".to_owned()));
-    assert_eq!(person.receive().await, (1, "a".to_owned()));
-    assert_eq!(person.receive().await, (2, "b".to_owned()));
+    assert_eq!(person.receive().await.unwrap(), (1, "a".to_owned()));
+    assert_eq!(person.receive().await.unwrap(), (2, "b".to_owned()));
     assert_eq!(sender.send(person.id, "c").await.unwrap(), Answer::Error("EBUSY".to_owned()), "read is not had");
-    person.had(2).await;
-    person.settle().await;
+    person.had(2).await.unwrap();
+    person.settle().await.unwrap();
     assert_eq!(sender.send(person.id, "c").await.unwrap(), Answer::Ack);
-    assert_eq!(person.receive().await, (3, "c".to_owned()));
+    assert_eq!(person.receive().await.unwrap(), (3, "c".to_owned()));
 }
 
 /// Its network may be gone without a word while much is written to it.
@@ -324,7 +238,7 @@ async fn what_nobody_acknowledges_pushes_back_on_the_senders() {
 async fn who_takes_nothing_for_a_while_loses_the_connection_and_not_the_session() {
     let bounds = ["--write-timeout", "500ms", "--outbox-messages", "10000", "--outbox-bytes", "200000000"];
     let gateway = gateway(&bounds).await;
-    let person = Person::new(gateway.address).await;
+    let person = Resumer::begin(gateway.address).await.unwrap();
     let mut sender = Client::connect(gateway.address).await.unwrap();
     let text = "x".repeat(16_000);
     let mut sent = 0;
@@ -337,10 +251,10 @@ async fn who_takes_nothing_for_a_while_loses_the_connection_and_not_the_session(
             sent += 1;
         }
     }
-    let mut again = Person::resume(gateway.address, &person.token, 0).await;
+    let mut again = Resumer::resume(gateway.address, &person.token, 0).await.unwrap();
     assert_eq!((again.id, again.resumed), (person.id, true));
     for seq in 1..=sent {
-        assert_eq!(again.receive().await.0, seq);
+        assert_eq!(again.receive().await.unwrap().0, seq);
     }
 }
 
@@ -348,11 +262,11 @@ async fn who_takes_nothing_for_a_while_loses_the_connection_and_not_the_session(
 async fn no_token_is_in_the_log() {
     let binary = Path::new(env!("CARGO_BIN_EXE_texto"));
     let gateway = Gateway::start(binary, &[], &[("TEXTO_LOG", "texto=debug")]).await.unwrap();
-    let person = Person::new(gateway.address).await;
-    let again = Person::resume(gateway.address, &person.token, 0).await;
+    let person = Resumer::begin(gateway.address).await.unwrap();
+    let again = Resumer::resume(gateway.address, &person.token, 0).await.unwrap();
     let mut forged = again.token.clone();
     forged.replace_range(60..61, if &forged[60..61] == "A" { "B" } else { "A" });
-    Person::resume(gateway.address, &forged, 0).await;
+    Resumer::resume(gateway.address, &forged, 0).await.unwrap();
     gateway.wait_for_log("a resume token is not taken", client::PATIENCE).await.unwrap();
     for line in gateway.log() {
         for token in [&person.token, &again.token, &forged] {

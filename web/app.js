@@ -3,8 +3,9 @@ import { Texto } from "/texto.js";
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 const $ = (id) => document.getElementById(id);
-const credentials = readCredentials();
-const texto = new Texto(undefined, { credentials: credentials ? () => credentials : null });
+/** Credentials that were typed here: in no address, and gone with the page. */
+let token = null;
+const texto = new Texto(undefined, { credentials: () => token });
 let lastId = null;
 
 const STATES = {
@@ -20,11 +21,13 @@ texto.onstate = ({ state, clientId, missing, reason }) => {
   const shown = state === "connecting" && lastId !== null ? "waiting" : state;
   $("state").textContent = STATES[shown];
   $("state").dataset.state = shown;
-  $("anew").hidden = state !== "closed";
+  const isLockedOut = reason === "credentials";
+  $("access").hidden = !isLockedOut;
+  $("anew").hidden = state !== "closed" || isLockedOut;
   // While it reconnects, a message waits, and the id stays.
   $("copy").disabled = $("share").disabled = $("send").disabled = clientId === null;
   if (reason === "elsewhere") notify("You go on in another tab or window.");
-  if (reason === "credentials") notify("Credentials are demanded here, and yours are missing, refused or expired.");
+  if (isLockedOut) askForToken();
   if (state !== "connected") return;
   $("own-id").textContent = clientId;
   if (lastId !== null && lastId !== clientId) {
@@ -34,6 +37,20 @@ texto.onstate = ({ state, clientId, missing, reason }) => {
   }
   lastId = clientId;
 };
+
+function askForToken() {
+  $("access-why").textContent = token
+    ? "The token was refused, or has expired: paste another one."
+    : "This server demands credentials: paste the token (a JWT) that you were given. It is shown to the server, and kept nowhere.";
+  $("token").focus();
+}
+
+$("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = $("token").value.trim();
+  $("token").value = "";
+  texto.connect();
+});
 
 function notify(text) {
   $("notice").textContent = text;
@@ -190,21 +207,6 @@ async function copy(text, button) {
 }
 $("copy").onclick = () => copy(texto.clientId, $("copy"));
 $("share").onclick = () => copy(new URL(`/#to=${texto.clientId}`, location.href).href, $("share"));
-
-/** For trying out: what stands behind #token= is shown to the server, kept by the tab, and no more in the address. */
-function readCredentials() {
-  const given = new URLSearchParams(location.hash.slice(1));
-  let token = given.get("token");
-  try {
-    if (token) sessionStorage.setItem("texto-credentials", token);
-    else token = sessionStorage.getItem("texto-credentials");
-  } catch {
-    // It works without, until the page is loaded anew.
-  }
-  given.delete("token");
-  if (location.hash.includes("token=")) history.replaceState(null, "", `${location.pathname}#${given}`);
-  return token;
-}
 
 function readLink() {
   const to = new URLSearchParams(location.hash.slice(1)).get("to");

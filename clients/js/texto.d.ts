@@ -85,7 +85,7 @@ export interface TextoOptions {
    * throws, the client tries again later.
    */
   credentials?: (() => string | Promise<string>) | null;
-  /** The constructor of WebSockets, where there is no global one: Node before 22. Default: `globalThis.WebSocket`. */
+  /** The constructor of WebSockets. Default: `globalThis.WebSocket`. */
   WebSocket?: (new (url: string) => any) | undefined;
 }
 

@@ -9,6 +9,7 @@ const BROKEN_PAUSE = 1_000;
 const LONGEST_PAUSE = 15_000;
 const LONGEST_ASKED = 60_000;
 const GREETING_PATIENCE = 10_000;
+const ASK_PATIENCE = 5_000;
 const ANSWER_PATIENCE = 20_000;
 const SEND_PATIENCE = 30_000;
 const ACK_EVERY = 64;
@@ -60,7 +61,7 @@ async function hold(name) {
 async function askedPause(url) {
   try {
     const health = new URL("/healthz", url.replace("ws", "http"));
-    const answer = await fetch(health, { cache: "no-store", signal: AbortSignal.timeout(GREETING_PATIENCE) });
+    const answer = await fetch(health, { cache: "no-store", signal: AbortSignal.timeout(ASK_PATIENCE) });
     const seconds = answer.ok ? 0 : answer.headers.get("Retry-After");
     return Math.min(1_000 * seconds, LONGEST_ASKED) || 0;
   } catch {
@@ -85,7 +86,7 @@ export class Texto {
     this.keep = options.keep === undefined && globalThis.document ? "texto" : options.keep;
     this.credentials = options.credentials;
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
-    if (!this.WebSocket) throw new TypeError("no WebSocket: give one as an option (Node before 22: that of ws)");
+    if (!this.WebSocket) throw new TypeError("no WebSocket here: Node has one since 22");
     this.clientId = null;
     this.state = "closed";
     this.onreceive = () => {};
@@ -110,7 +111,7 @@ export class Texto {
   connect() {
     if (this.wanted) return;
     this.wanted = true;
-    this.become("connecting");
+    this.state = "connecting"; // Told by dial, who knows the id that was kept.
     this.recalled ??= this.recall();
     this.recalled.then(() => this.wanted && !this.socket && this.dial());
     globalThis.addEventListener?.("online", this.hurry = () => this.retryNow());
@@ -338,9 +339,10 @@ export class Texto {
     this.socket = null;
     this.unacknowledged = 0;
     for (const timer of [this.watch, this.ackTimer, this.renewal, this.timer]) clearTimeout(timer);
+    this.timer = null;
   }
 
-  lost(code) {
+  async lost(code) {
     this.leave();
     if (code === 1009) this.refuseLongest();
     this.putBack();
@@ -349,9 +351,15 @@ export class Texto {
     // Full jitter, for thousands may be coming back at the same moment.
     const most = Math.max(this.pause, PAUSES[code] ?? BROKEN_PAUSE);
     this.pause = Math.min(most * 2, LONGEST_PAUSE);
-    const retryIn = Math.round(most * Math.random());
-    this.wait(retryIn);
-    if (code === 1013 || this.refusals > this.urls.length) this.obey(url, retryIn, this.timer);
+    let retryIn = Math.round(most * Math.random());
+    if (code === 1013 || this.refusals > this.urls.length) {
+      const asking = (this.timer = {});
+      if (this.state === "connected") this.become("connecting");
+      retryIn += await askedPause(url);
+      if (this.timer !== asking) return;
+    }
+    this.timer = setTimeout(() => this.dial(), retryIn);
+    this.become("waiting", { retryIn });
   }
 
   /** A frame was over the server's limit, and would be so again. */
@@ -359,19 +367,6 @@ export class Texto {
     const open = [...this.sends].filter(([, { isOpen }]) => isOpen);
     const [longest] = open.sort(([, a], [, b]) => b.data.text?.length - a.data.text?.length);
     if (longest) this.fail(longest[0], "EMSGSIZE", "the text is too long for the server");
-  }
-
-  wait(retryIn) {
-    this.timer = setTimeout(() => this.dial(), retryIn);
-    this.become("waiting", { retryIn });
-  }
-
-  /** Waits longer where the server asks for it. */
-  async obey(url, retryIn, timer) {
-    const asked = await askedPause(url);
-    if (asked === 0 || this.state !== "waiting" || this.timer !== timer) return;
-    clearTimeout(timer);
-    this.wait(asked + retryIn);
   }
 
   /** The session is over. */

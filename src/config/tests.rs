@@ -70,6 +70,24 @@ fn every_error_is_reported_at_once_with_flag_and_variable() {
 }
 
 #[test]
+fn each_spelling_of_a_truth_is_taken_and_another_is_told_them() {
+    let compresses = |text: &str| {
+        let by_flag = config(&[&format!("--compression={text}")], &[]).map(|config| config.limits.compression);
+        by_flag.map_err(|errors| errors.lines().last().unwrap().trim_start().to_owned())
+    };
+    for (yes, no) in [("true", "false"), ("yes", "no"), ("on", "off"), ("1", "0"), ("True", "FALSE")] {
+        assert_eq!((compresses(yes), compresses(no)), (Ok(true), Ok(false)));
+    }
+    let told = |is: &str| {
+        let expected = "true or false; or yes or no, on or off, 1 or 0";
+        Err(format!("- --compression (TEXTO_COMPRESSION): {is} is not valid: {expected}"))
+    };
+    assert_eq!(compresses("perhaps"), told("\"perhaps\""));
+    assert_eq!(compresses(""), told("an empty value"));
+    assert!(config(&["--redis="], &[]).is_ok(), "no default: not set");
+}
+
+#[test]
 fn what_could_never_work_is_refused() {
     assert!(config(&["--sentinels", " , "], &[]).unwrap_err().contains("TEXTO_SENTINELS"));
     let map = config(&["--redis", "a:1", "--address-map", "a:1=b:1"], &[]).unwrap_err();

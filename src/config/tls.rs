@@ -312,7 +312,7 @@ mod tests {
         .unwrap_err();
         for part in [
             "3 errors",
-            "--redis-tls (TEXTO_REDIS_TLS): \"perhaps\" is not valid: true or false",
+            "--redis-tls (TEXTO_REDIS_TLS): \"perhaps\" is not valid: true or false; or yes or no",
             "--tls-cert (TEXTO_TLS_CERT): can't read the file \"/nowhere/cert.pem\": No such file or directory",
             "--tls-key (TEXTO_TLS_KEY): the file",
             "holds no private key",

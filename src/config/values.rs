@@ -9,11 +9,11 @@ use super::address::Address;
 
 impl Check<'_> {
     pub(super) fn truth(&mut self, flag: &str, text: &str) -> Option<bool> {
-        match text {
-            "true" | "1" | "yes" | "on" => Some(true),
-            "false" | "0" | "no" | "off" => Some(false),
-            other => {
-                self.invalid(flag, other, "true or false");
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "1" => Some(true),
+            "false" | "no" | "off" | "0" => Some(false),
+            _ => {
+                self.invalid(flag, text, "true or false; or yes or no, on or off, 1 or 0");
                 None
             }
         }
@@ -82,7 +82,11 @@ impl Check<'_> {
     }
 
     pub(super) fn invalid(&mut self, flag: &str, value: &str, expected: &str) {
-        self.errors.push(format!("{}: {value:?} is not valid: {expected}", option(flag)));
+        let is = match value {
+            "" => "an empty value".to_owned(), // Of a flag: an empty variable counts as not set.
+            value => format!("{value:?}"),
+        };
+        self.errors.push(format!("{}: {is} is not valid: {expected}", option(flag)));
     }
 }
 

@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::access::source::KeySource;
-use crate::broker::{Broker, BrokerStatus, LinkState};
+use crate::broker::{Broker, BrokerStatus, LinkState, LinkStatus};
 use crate::operate::isolation::is_cut_off;
 use crate::operate::metrics::Metrics;
 use crate::operate::readiness::Readiness;
+use crate::sentinel::SentinelStatus;
 
 /// The runtime is stuck when its own heartbeat is older than this.
 const STUCK: Duration = Duration::from_secs(10);
@@ -74,7 +75,10 @@ struct Check {
     /// The reason, where the status is not `pass`.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
-    /// The same for people: all that is to be said, and what it consists of, a line each.
+    /// The same without what other checks say, where they do.
+    #[serde(skip)]
+    brief: Option<String>,
+    /// For people: all that is to be said, and what it consists of, a line each.
     #[serde(skip)]
     words: String,
     #[serde(skip)]
@@ -95,9 +99,9 @@ impl Report {
         self.status != Status::Fail
     }
 
-    /// What is wrong, a sentence each.
+    /// What is wrong, a sentence each, and each reason once.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
-        self.checks.iter().filter_map(|check| check.output.as_deref())
+        self.checks.iter().filter_map(|check| check.brief.as_deref().or(check.output.as_deref()))
     }
 
     /// What keeps traffic away: each check that fails, and its reason.
@@ -113,6 +117,7 @@ impl Report {
             status: Status::Fail,
             observed: Value::Null,
             output: Some(reason.to_owned()),
+            brief: None,
             words: reason.to_owned(),
             parts: Vec::new(),
         };
@@ -272,6 +277,7 @@ impl Health {
             words: output.clone().unwrap_or_else(|| "serving".to_owned()),
             parts: Vec::new(),
             output,
+            brief: None,
         }
     }
 
@@ -287,14 +293,12 @@ impl Health {
             Some(_) => Status::Fail,
         };
         let since = away.map(|away| format!("no usable Redis for {:.1} s", away.as_secs_f64()));
-        let output = since.as_ref().map(|since| {
-            let reason = broker.reason.as_deref().unwrap_or("no usable link");
-            format!("{since}: {reason}")
-        });
-        // Each link says its own.
-        let reason = if broker.links.is_empty() { &output } else { &since };
-        let words = reason.as_ref().map_or(broker.kind.to_owned(), |reason| format!("{}, {reason}", broker.kind));
-        Check { name: "broker", status, observed: json!(broker.kind), output, words, parts: Vec::new() }
+        let reason = broker.reason.as_deref().unwrap_or("no usable link");
+        let output = since.as_ref().map(|since| format!("{since}: {reason}"));
+        let brief = since.filter(|_| is_told(broker, reason));
+        let words = brief.as_ref().or(output.as_ref());
+        let words = words.map_or(broker.kind.to_owned(), |words| format!("{}, {words}", broker.kind));
+        Check { name: "broker", status, observed: json!(broker.kind), output, brief, words, parts: Vec::new() }
     }
 
     fn check_connections(&self) -> Check {
@@ -309,30 +313,29 @@ impl Health {
             words: output.as_ref().map_or(words.clone(), |reason| format!("{words}, {reason}")),
             parts: Vec::new(),
             output,
+            brief: None,
         }
     }
 
     fn check_master(&self, broker: &BrokerStatus) -> Check {
         let master = broker.master.as_deref();
         let link = broker.links.iter().find(|link| Some(link.address.as_str()) == master);
-        let output = match (master, link) {
-            (None, _) => Some(broker.reason.clone().unwrap_or_else(|| "no master is known".to_owned())),
+        let because = |what: String, reason: Option<&str>| match reason {
+            Some(reason) => (Some(format!("{what}: {reason}")), is_told(broker, reason).then_some(what)),
+            None => (Some(what), None),
+        };
+        let (output, brief) = match (master, link) {
+            (None, _) => because("no master is known".to_owned(), broker.reason.as_deref()),
             (Some(master), Some(link)) if link.state == LinkState::Connecting => {
-                let reason = link.reason.as_deref().unwrap_or("connecting");
-                Some(format!("no connection to the master {master}: {reason}"))
+                because(format!("no connection to the master {master}"), link.reason.as_deref())
             }
             (Some(master), Some(link)) if link.role != Some("master") => {
-                Some(format!("{master} ought to be master, but says that it is a replica"))
+                (Some(format!("{master} ought to be master, but says that it is a replica")), None)
             }
-            _ => None,
+            _ => (None, None),
         };
-        let words = match (&output, master) {
-            (None, Some(master)) => format!("{master}, epoch {}", broker.epoch),
-            (Some(_), Some(master)) if link.is_some_and(|link| link.state == LinkState::Connecting) => {
-                format!("{master}, without a connection")
-            }
-            (reason, _) => reason.clone().unwrap_or_default(),
-        };
+        let fine = || format!("{}, epoch {}", master.unwrap_or_default(), broker.epoch);
+        let words = brief.as_ref().or(output.as_ref()).cloned().unwrap_or_else(fine);
         Check {
             name: "redis:master",
             status: if output.is_some() { Status::Warn } else { Status::Pass },
@@ -342,6 +345,7 @@ impl Health {
                 "lastSwitchSecondsAgo": broker.last_switch_seconds_ago,
             }),
             output,
+            brief,
             words,
             parts: Vec::new(),
         }
@@ -368,16 +372,44 @@ fn check_credentials(source: &KeySource) -> Check {
         status: if status.keys == 0 { Status::Fail } else { passes },
         observed: json!({ "keys": status.keys }),
         output,
+        brief: None,
         words,
         parts: Vec::new(),
     }
 }
 
+/// The links that are missing, and the Sentinels.
+fn missing(broker: &BrokerStatus) -> impl Iterator<Item = &LinkStatus> {
+    broker.links.iter().filter(|link| link.expected && link.state != LinkState::Synced)
+}
+
+fn silent(broker: &BrokerStatus) -> impl Iterator<Item = &SentinelStatus> {
+    broker.sentinels.iter().filter(|sentinel| !sentinel.reachable)
+}
+
+/// Whether a link that is missing, or a Sentinel, says this of itself.
+fn is_told(broker: &BrokerStatus, reason: &str) -> bool {
+    let links = missing(broker).filter_map(|link| link.reason.as_ref());
+    let sentinels = silent(broker).filter_map(|sentinel| sentinel.reason.as_ref());
+    links.chain(sentinels).any(|told| reason.ends_with(told.as_str()))
+}
+
+/// Each reason once, behind all whose it is; `None` if there are none.
+fn grouped<'a>(kind: &str, each: impl Iterator<Item = (&'a String, &'a str)>) -> Option<String> {
+    let mut groups: Vec<(Vec<&str>, &str)> = Vec::new();
+    for (address, reason) in each {
+        match groups.iter_mut().find(|(_, known)| *known == reason) {
+            Some((addresses, _)) => addresses.push(address),
+            None => groups.push((vec![address], reason)),
+        }
+    }
+    let groups: Vec<_> = groups.iter().map(|(all, reason)| format!("{kind} {}: {reason}", all.join(", "))).collect();
+    (!groups.is_empty()).then(|| groups.join("; "))
+}
+
 fn check_links(broker: &BrokerStatus) -> Check {
-    let missing = broker.links.iter().filter(|link| link.expected && link.state != LinkState::Synced);
-    let missing: Vec<_> = missing
-        .map(|link| format!("Redis {}: {}", link.address, link.reason.as_deref().unwrap_or("subscribing")))
-        .collect();
+    let missing = missing(broker).map(|link| (&link.address, link.reason.as_deref().unwrap_or("subscribing")));
+    let output = grouped("Redis", missing).map(|missing| format!("not synced: {missing}"));
     let parts = broker.links.iter().map(|link| {
         let role = link.role.map(|role| format!(", {role}")).unwrap_or_default();
         let dead = if link.expected { "" } else { ", dead for the Sentinels" };
@@ -390,22 +422,18 @@ fn check_links(broker: &BrokerStatus) -> Check {
         name: "redis:links",
         words: format!("{synced} of {} synced", broker.links.len()),
         parts: parts.collect(),
-        status: if missing.is_empty() { Status::Pass } else { Status::Warn },
+        status: if output.is_none() { Status::Pass } else { Status::Warn },
         observed: json!(broker.links),
-        output: (!missing.is_empty()).then(|| format!("not synced: {}", missing.join("; "))),
+        output,
+        brief: None,
     }
 }
 
 fn check_sentinels(broker: &BrokerStatus) -> Check {
     let known = broker.sentinels.len();
-    let silent: Vec<_> = broker
-        .sentinels
-        .iter()
-        .filter(|sentinel| !sentinel.reachable)
-        .map(|sentinel| {
-            format!("Sentinel {}: {}", sentinel.address, sentinel.reason.as_deref().unwrap_or("connecting"))
-        })
-        .collect();
+    let answer = known - silent(broker).count();
+    let silent = silent(broker).map(|sentinel| (&sentinel.address, sentinel.reason.as_deref().unwrap_or("connecting")));
+    let output = grouped("Sentinel", silent);
     let parts = broker.sentinels.iter().map(|sentinel| match (sentinel.reachable, &sentinel.reason) {
         (true, _) => (Status::Pass, format!("{} answers", sentinel.address)),
         (false, reason) => {
@@ -414,19 +442,18 @@ fn check_sentinels(broker: &BrokerStatus) -> Check {
     });
     Check {
         name: "sentinels",
-        words: format!("{} of {known} answer", known - silent.len()),
+        words: format!("{answer} of {known} answer"),
         parts: parts.collect(),
-        status: if silent.is_empty() { Status::Pass } else { Status::Warn },
-        observed: json!({ "reachable": known - silent.len(), "known": known, "sentinels": broker.sentinels }),
-        output: (!silent.is_empty()).then(|| silent.join("; ")),
+        status: if output.is_none() { Status::Pass } else { Status::Warn },
+        observed: json!({ "reachable": answer, "known": known, "sentinels": broker.sentinels }),
+        output,
+        brief: None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::LinkStatus;
-    use crate::sentinel::SentinelStatus;
 
     #[test]
     fn people_are_told_of_each_link_in_a_line_and_of_each_reason_once() {
@@ -445,6 +472,7 @@ mod tests {
             links: vec![
                 link("a:1", LinkState::Connecting, true, Some("it refused the password")),
                 link("b:2", LinkState::Synced, true, None),
+                link("e:5", LinkState::Connecting, true, Some("it refused the password")),
                 link("c:3", LinkState::Connecting, false, Some("Connection refused")),
             ],
             sentinels: vec![SentinelStatus { address: "d:4".to_owned(), reachable: true, reason: None }],
@@ -457,13 +485,22 @@ mod tests {
         let health = Health::new("node", Duration::ZERO, Duration::ZERO, embedded, seats, 9, metrics);
         let mut checks = vec![health.check_broker(&broker), health.check_connections(), health.check_master(&broker)];
         checks.extend([check_links(&broker), check_sentinels(&broker)]);
-        let text = Report { status: Status::Fail, node_id: "node".to_owned(), checks }.text();
+        let report = Report { status: Status::Fail, node_id: "node".to_owned(), checks };
+        let problems: Vec<_> = report.problems().collect();
+        let once = [
+            "no usable Redis for 0.0 s",
+            "no connection to the master a:1",
+            "not synced: Redis a:1, e:5: it refused the password",
+        ];
+        assert_eq!(problems, once);
+        let text = report.text();
         let expected = "[-] broker: sentinel, no usable Redis for 0.0 s\n\
             [+] connections: 0 of 9\n\
-            [!] redis:master: a:1, without a connection\n\
-            [!] redis:links: 1 of 3 synced\n    \
+            [!] redis:master: no connection to the master a:1\n\
+            [!] redis:links: 1 of 4 synced\n    \
                 [!] a:1 connecting: it refused the password\n    \
                 [+] b:2 synced, replica\n    \
+                [!] e:5 connecting: it refused the password\n    \
                 [!] c:3 connecting, dead for the Sentinels: Connection refused\n\
             [+] sentinels: 1 of 1 answer\n    \
                 [+] d:4 answers\n\

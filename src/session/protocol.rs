@@ -168,11 +168,13 @@ struct SendData<'a> {
 pub fn decode(frame: &str, client: Uuid, max_text_bytes: usize) -> Result<Request, Rejection> {
     let nameless = |(code, description)| Rejection { id: None, code, description };
     // Serde would also read an array as the fields of a struct.
-    if !frame.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
-        return Err(nameless((ErrorCode::ESyntax, "a frame must be one JSON object".to_owned())));
+    let begin = frame.trim_start_matches([' ', '\t', '\r', '\n']).chars().next();
+    if begin != Some('{') {
+        let is = begin.map_or("is empty".to_owned(), |begin| format!("begins with {begin:?}"));
+        return Err(nameless((ErrorCode::ESyntax, format!("the frame {is}: it must be one JSON object"))));
     }
     let fields: Frame<'_> = serde_json::from_str(frame).map_err(|error| nameless(unreadable("frame", &error)))?;
-    let id = uuid("id", fields.id, ErrorCode::ESyntax, "a UUID").map_err(nameless)?;
+    let id = uuid("id", fields.id, ErrorCode::ESyntax, A_UUID).map_err(nameless)?;
     decode_fields(id, &fields, client, max_text_bytes).map_err(|(code, description)| Rejection {
         id: Some(id),
         code,
@@ -180,12 +182,17 @@ pub fn decode(frame: &str, client: Uuid, max_text_bytes: usize) -> Result<Reques
     })
 }
 
+/// What an id must be.
+const A_UUID: &str = "a UUID, such as \"1b4e28ba-2fa1-4d2b-883f-0016d3cca427\"";
+/// Letters of a value that is repeated to whoever sent it.
+const MOST_SHOWN: usize = 40;
+
 /// What is wrong with a frame, for programs and for people.
 type Flaw = (ErrorCode, String);
 
 fn decode_fields(id: Uuid, fields: &Frame<'_>, client: Uuid, max_text_bytes: usize) -> Result<Request, Flaw> {
     let kinds = "\"send\", \"registration\", \"ack\" or \"error\"";
-    let kind = string("kind", fields.kind, ErrorCode::ESyntax, "a string")?;
+    let kind = string("kind", fields.kind, ErrorCode::ESyntax, kinds)?;
     match kind.as_str() {
         "ack" => {
             // Whatever it is, it is taken: v1 says nothing of what an `ack` may carry.
@@ -196,13 +203,13 @@ fn decode_fields(id: Uuid, fields: &Frame<'_>, client: Uuid, max_text_bytes: usi
         "error" => Ok(Request::Notice),
         "registration" => Ok(Request::Registration { id, wish: Box::new(decode_wish(fields.data)?) }),
         "send" => {
-            let expected = "the id of this session, a string";
+            let expected = "the id of this session, as \"connection\" told it";
             if uuid("client_id", fields.client_id, ErrorCode::ECid, expected)? != client {
-                return Err((ErrorCode::ECid, "the field \"client_id\" is not this session's".to_owned()));
+                return Err(wrong("client_id", fields.client_id, ErrorCode::ECid, expected));
             }
             decode_send(id, fields.data, max_text_bytes)
         }
-        _ => Err((ErrorCode::EKind, format!("the field \"kind\" must be {kinds}"))),
+        _ => Err(wrong("kind", fields.kind, ErrorCode::EKind, kinds)),
     }
 }
 
@@ -217,8 +224,8 @@ fn decode_wish(data: Option<&RawValue>) -> Result<Wish, Flaw> {
         None => None,
         Some(_) => Some(string("resume", fields.resume, ErrorCode::EInval, "a token from a \"connection\", a string")?),
     };
-    let resumable = value("resumable", fields.resumable, "a boolean")?.unwrap_or(false) || resume.is_some();
-    let seq = value("seq", fields.seq, "a number that \"receive\" carried, or 0")?.unwrap_or(0);
+    let resumable = value("resumable", fields.resumable, "true or false")?.unwrap_or(false) || resume.is_some();
+    let seq = value("seq", fields.seq, "the \"seq\" of a \"receive\", or 0")?.unwrap_or(0);
     // Where none are asked for, whatever it is does no harm; where they are, it is refused as what it is.
     let token = fields.token.map(|raw| serde_json::from_str(raw.get()).unwrap_or_default());
     Ok(Wish { resumable, resume, seq, token })
@@ -240,7 +247,7 @@ fn decode_send(id: Uuid, data: Option<&RawValue>, max_text_bytes: usize) -> Resu
     })?;
     let fields: SendData<'_> = serde_json::from_str(object.get())
         .map_err(|error| (ErrorCode::EInval, unreadable("field \"data\"", &error).1))?;
-    let receiver = uuid("receiver_id", fields.receiver_id, ErrorCode::EInval, "a UUID")?;
+    let receiver = uuid("receiver_id", fields.receiver_id, ErrorCode::EInval, A_UUID)?;
     let text = string("text", fields.text, ErrorCode::EInval, "a string")?;
     if text.len() > max_text_bytes {
         let description = format!("the text has {} bytes; the limit is {max_text_bytes}", text.len());
@@ -251,7 +258,7 @@ fn decode_send(id: Uuid, data: Option<&RawValue>, max_text_bytes: usize) -> Resu
 
 fn uuid(name: &str, raw: Option<&RawValue>, code: ErrorCode, expected: &str) -> Result<Uuid, Flaw> {
     let text = string(name, raw, code, expected)?;
-    Uuid::try_parse(&text).map_err(|_| (code, format!("the field \"{name}\" is not a UUID: it must be {expected}")))
+    Uuid::try_parse(&text).map_err(|_| wrong(name, raw, code, expected))
 }
 
 fn string(name: &str, raw: Option<&RawValue>, code: ErrorCode, expected: &str) -> Result<String, Flaw> {
@@ -267,10 +274,9 @@ fn unreadable(what: &str, error: &serde_json::Error) -> Flaw {
 fn wrong(name: &str, raw: Option<&RawValue>, code: ErrorCode, expected: &str) -> Flaw {
     let json = raw.map_or("", RawValue::get);
     let is = match json.as_bytes().first() {
-        None => "missing or null",
-        Some(b'{') => "an object",
-        Some(b'[') => "an array",
-        Some(b't' | b'f') => "a boolean",
+        None => "missing or null".to_owned(),
+        Some(b'{') => "an object".to_owned(),
+        Some(b'[') => "an array".to_owned(),
         // JSON's grammar knows the escape, but no string of Unicode has what it stands for.
         Some(b'"') => match unpaired_surrogate(json) {
             Some(escape) => {
@@ -278,11 +284,17 @@ fn wrong(name: &str, raw: Option<&RawValue>, code: ErrorCode, expected: &str) ->
                 let description = format!("the field \"{name}\" holds an unpaired surrogate ({escape}), {reason}");
                 return (ErrorCode::ESyntax, description);
             }
-            None => "a string",
+            None => shown(json),
         },
-        Some(_) => "a number",
+        Some(_) => shown(json),
     };
     (code, format!("the field \"{name}\" is {is}: it must be {expected}"))
+}
+
+/// A value as it came, or its beginning.
+fn shown(json: &str) -> String {
+    let end = json.char_indices().nth(MOST_SHOWN).map_or(json.len(), |(end, _)| end);
+    format!("{}{}", &json[..end], if end < json.len() { "…" } else { "" })
 }
 
 /// The first escape of half a character in a JSON string, whose grammar has been checked.

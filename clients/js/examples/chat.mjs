@@ -8,10 +8,8 @@ import { createInterface } from "node:readline";
 import { Texto } from "texto-client";
 
 const [addresses = "ws://localhost:8398/v1/texto", to] = process.argv.slice(2);
-// Node before 22 has no WebSocket: `npm install ws`.
-const WebSocket = globalThis.WebSocket ?? (await import("ws")).WebSocket;
 const token = process.env.TEXTO_TOKEN;
-const texto = new Texto(addresses.split(","), { WebSocket, credentials: token ? () => token : null });
+const texto = new Texto(addresses.split(","), { credentials: token ? () => token : null });
 let receiver = to;
 let id = null;
 

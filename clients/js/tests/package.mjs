@@ -7,7 +7,6 @@ import * as client from "texto-client";
 import { Gateway, stopAll } from "./gateways.mjs";
 
 const { Texto, uuid } = client;
-const WebSocket = globalThis.WebSocket ?? (await import("ws")).WebSocket;
 const INSTALLED = import.meta.resolve("texto-client");
 const MOST_BYTES = 5_000;
 after(stopAll);
@@ -23,7 +22,7 @@ test("the package is small, needs nothing, and has what its types say", () => {
   const names = [...types.matchAll(/^export (?:class|function|const) (\w+)/gm)].map(([, name]) => name);
   assert.deepEqual(names.sort(), Object.keys(client).sort());
   const members = types.slice(types.indexOf("export class Texto {")).matchAll(/^ {2}(?:readonly )?(\w+)(?=[:(])/gm);
-  const texto = new Texto("ws://localhost/v1/texto", { WebSocket });
+  const texto = new Texto("ws://localhost/v1/texto");
   const missing = [...members].map(([, name]) => name).filter((name) => !(name in texto));
   assert.deepEqual(missing, []);
 });

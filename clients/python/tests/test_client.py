@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
@@ -33,27 +34,35 @@ class Clients(unittest.IsolatedAsyncioTestCase):
             for text in texts:
                 await anna.send(berta.id, text)
 
-        sending = asyncio.create_task(send())
         taken: list[str] = []
-        cancelled = 0
-        while len(taken) < len(texts):
-            # Timeouts of about as long as a message takes, and tasks that are cancelled after some turns of the loop.
-            try:
-                async with asyncio.timeout(random.random() * 0.001):
-                    taken.append((await anext(berta)).text)
-            except TimeoutError:
-                cancelled += 1
-            task = asyncio.create_task(self._take(berta, taken))
-            for _ in range(random.randrange(4)):
+
+        async def take() -> None:
+            taken.append((await anext(berta)).text)
+
+        async def is_cancelled(turns: int) -> bool:
+            task = asyncio.create_task(take())
+            for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()
+            return task.cancelled()
+
+        for turns in range(20):
+            self.assertTrue(await is_cancelled(turns), "nothing has come yet")
+        sending = asyncio.create_task(send())
+        while len(taken) < len(texts):
+            # After some turns of the loop, and after about as long as a message takes.
+            await is_cancelled(random.randrange(30))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.random() * 0.001):
+                    await take()
+            self.assertEqual(taken, texts[: len(taken)])
+            if sending.done():
+                sending.result()  # Nothing more would come if it had failed.
         await sending
         self.assertEqual(taken, texts)
-        self.assertGreater(cancelled, 10)
-
-    async def _take(self, client: Client, taken: list[str]) -> None:
-        taken.append((await anext(client)).text)
 
     async def test_a_send_that_is_cancelled_before_it_is_written_is_not_sent(self) -> None:
         berta = await self.client()
