@@ -239,6 +239,9 @@ impl<R> Transport<R> {
 
     /// What became of a message between nodes.
     pub fn decided(&self, now: Instant, duty: Duty<R>, outcome: Outcome, actions: &mut Actions<Duty<R>>) -> Option<R> {
+        if !matches!(duty, Duty::Send(_)) {
+            self.notice_before(now); // What nobody said in time this node may not have heard.
+        }
         match duty {
             Duty::Send(reply) => return Some(reply),
             Duty::Record { client, tag, term, position } => {

@@ -182,7 +182,8 @@ impl Homes {
 }
 
 impl<R> Transport<R> {
-    /// A message has come, and is the first thing perhaps that this node sees after a gap: that is noticed before.
+    /// A message has come, or what was said is decided: if that is the first thing that this node sees after a gap, the gap
+    /// is noticed before.
     pub(in crate::transport) fn notice_before(&self, now: Instant) {
         if !self.attention.is_good(now) {
             self.notice_gap(now, &mut self.homes());
