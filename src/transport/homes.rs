@@ -31,8 +31,8 @@ pub(super) use self::doubts::Attention;
 use self::doubts::{Doubt, Question};
 use self::lacking::Lacking;
 use self::letters::Letter;
-use self::moves::Move;
 pub use self::moves::MoveReason;
+use self::moves::{Move, TakenOver};
 pub(super) use self::standbys::Debts;
 use self::standbys::REFUSED;
 use super::envelope::{self, Channel, Decision, Number, Tag};
@@ -80,8 +80,8 @@ pub(super) struct Homes {
     moved: VecDeque<(Instant, Arc<Outbox>)>,
     claims: BTreeMap<Uuid, Claim>,
     knocks: HashMap<Uuid, Knock>,
-    /// Sessions of nodes that were gone, which this node has taken over, and when it did so last.
-    taken_over: BTreeMap<Tag, (Instant, Vec<Uuid>)>,
+    /// Sessions of nodes that were gone, which this node has taken over.
+    taken_over: BTreeMap<Tag, TakenOver>,
     distrusted: HashMap<Tag, Instant>,
     /// Sessions whose standby of this term refused them.
     refused: VecDeque<(Instant, Uuid, u64)>,

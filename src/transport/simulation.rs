@@ -4,7 +4,7 @@
 //! The judge sees what clients are shown and what senders are told. `TEXTO_SEEDS=1000000 cargo test --release -p texto
 //! --lib simulation` runs a million, `TEXTO_SEEDS=500000..1000000` their second half, on another processor; a seed that
 //! breaks a promise is printed, and `TEXTO_SEED=n` runs it alone; with `TEXTO_STORY=m` it tells all that happened to the
-//! receiver of its message `m`.
+//! receiver of its message `m`, with `TEXTO_STORY=cn` to its client `n`.
 
 mod agenda;
 mod clients;

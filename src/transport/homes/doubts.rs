@@ -10,9 +10,11 @@ use uuid::Uuid;
 
 use super::claims::Claim;
 use super::letters::Letter;
+use super::moves::TakenOver;
 use super::{AT_ONCE, Homes};
 use crate::outbox::Outbox;
 use crate::outbox::budget::Budget;
+use crate::outbox::log::is_past;
 use crate::registry::Registry;
 use crate::transport::Duty;
 use crate::transport::Transport;
@@ -119,6 +121,8 @@ pub(super) struct Gap<'a> {
     last: Option<Instant>,
     unsure: &'a mut BTreeMap<Uuid, Question>,
     claims: &'a BTreeMap<Uuid, Claim>,
+    /// What was taken over from the node that says something.
+    taken_over: Option<&'a TakenOver>,
 }
 
 impl Gap<'_> {
@@ -131,6 +135,16 @@ impl Gap<'_> {
         } else {
             self.unsure.insert(client, Question::default());
         }
+    }
+
+    /// The generation in which this node has taken the session over from the node that says it has it, in `generation`.
+    pub(super) fn successor(&self, client: Uuid, generation: u64) -> Option<u64> {
+        self.taken_over?.generation(client).filter(|newer| *newer > generation)
+    }
+
+    /// Whether the client is here with a token that a session of `generation` can't have given.
+    pub(super) fn is_past(&self, client: Uuid, generation: u64) -> bool {
+        self.claims.get(&client).is_some_and(|claim| is_past(generation, claim.generation))
     }
 
     /// Whether nobody has vouched yet for what this node has of a session.
@@ -163,10 +177,10 @@ impl Homes {
     }
 
     /// What is needed to read what others say of their sessions.
-    pub(super) fn at_the_desk(&mut self, now: Instant) -> (&mut Inbox<Letter>, &Arc<Budget>, Gap<'_>) {
+    pub(super) fn at_the_desk(&mut self, now: Instant, of: Tag) -> (&mut Inbox<Letter>, &Arc<Budget>, Gap<'_>) {
         let last = (now < self.rests_until).then(|| self.rests_until - REST);
-        let Self { desk, budget, unsure, claims, .. } = self;
-        (desk, budget, Gap { last, unsure, claims })
+        let Self { desk, budget, unsure, claims, taken_over, .. } = self;
+        (desk, budget, Gap { last, unsure, claims, taken_over: taken_over.get(&of) })
     }
 
     /// Its home says that it has the session, to this node as the standby of `term`: that answers what it was asked about the

@@ -85,7 +85,7 @@ impl<R> Room<Letter> for Post<'_, R> {
                 known
             }
             Record::Promote { generation, proven } => {
-                let is_sure = !self.gap.is_unsure(client);
+                let is_sure = !self.gap.is_unsure(client) && !self.gap.is_past(client, generation);
                 let known = is_sure && self.with_copy(client, term, |copy| copy.learn(0, 0, proven)).is_some();
                 let home = self.transport.home(client).is_some_and(|outbox| outbox.generation() >= generation);
                 if known {
@@ -114,6 +114,12 @@ impl<R> Post<'_, R> {
             if !home.is_moving() {
                 self.effects.push(Effect::Yield(client));
             }
+        }
+        // It has not heard that this node took over from it, and gave the session to another since.
+        if let Some(generation) = self.gap.successor(client, opening.generation) {
+            let me = self.transport.peers.me();
+            self.effects.push(Effect::HeldBy(me, Holding { client, generation, term: 0, nonce: 0 }));
+            return false;
         }
         if self.leaving {
             return false;
@@ -166,7 +172,7 @@ impl<R> Transport<R> {
         let Some((term, record)) = record::decode(envelope.text) else { return false };
         let mut homes = self.homes();
         let leaving = homes.leaving;
-        let (desk, budget, gap) = homes.at_the_desk(now);
+        let (desk, budget, gap) = homes.at_the_desk(now, tag);
         let mut post = Post { transport: self, budget, leaving, gap, tag, effects: Vec::new(), waiting: 0 };
         let make = || Letter { client, id: envelope.id, term, record };
         let mut due = Vec::new();

@@ -1,5 +1,6 @@
 //! Owns the step by which another node becomes the home of a session, and who yields to whom.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -70,6 +71,28 @@ pub(super) struct Move {
     pub(super) old: Option<(Tag, u64)>,
 }
 
+/// The sessions that this node has taken over from another, which may not know.
+#[derive(Debug)]
+pub(super) struct TakenOver {
+    /// When it did so last.
+    at: Instant,
+    /// The sessions' generations since.
+    generations: HashMap<Uuid, u64>,
+    /// Those that the other has not been told of.
+    untold: Vec<Uuid>,
+}
+
+impl TakenOver {
+    fn new(now: Instant) -> Self {
+        Self { at: now, generations: HashMap::new(), untold: Vec::new() }
+    }
+
+    /// The generation that a session has got here since, if it was taken over.
+    pub(super) fn generation(&self, client: Uuid) -> Option<u64> {
+        self.generations.get(&client).copied()
+    }
+}
+
 /// What makes a standby that has everything the home of this generation.
 fn promote(outbox: &Outbox, generation: u64) -> (Record, Uuid, Position) {
     (Record::Promote { generation, proven: outbox.proven() }, Uuid::nil(), 0)
@@ -119,24 +142,25 @@ impl<R> Transport<R> {
         if let Some(outbox) = self.home(client) {
             actions.figures.moves.push(reason);
             self.announce(&outbox, None, 0, actions);
-            let (at, clients) = homes.taken_over.entry(home).or_insert((now, Vec::new()));
-            *at = now;
-            clients.push(client);
+            let taken_over = homes.taken_over.entry(home).or_insert_with(|| TakenOver::new(now));
+            taken_over.at = now;
+            taken_over.generations.insert(client, outbox.generation());
+            taken_over.untold.push(client);
         }
     }
 
     /// A node that is here again, though it was gone, may not know that it was: Redis may have dropped its connections before
     /// it noticed. It is told of the sessions that it has no more.
     pub(super) fn tell_returned(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
-        homes.taken_over.retain(|tag, (at, clients)| {
+        homes.taken_over.retain(|tag, TakenOver { at, untold, .. }| {
             if !self.peers.is_gone(*tag) {
-                for client in clients.drain(..clients.len().min(AT_ONCE)) {
+                for client in untold.drain(..untold.len().min(AT_ONCE)) {
                     if let Some(outbox) = self.home(client) {
                         self.announce(&outbox, Some(*tag), 0, actions);
                     }
                 }
             }
-            !clients.is_empty() && now.saturating_duration_since(*at) < COMES_BACK
+            now.saturating_duration_since(*at) < COMES_BACK
         });
     }
 

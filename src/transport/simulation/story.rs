@@ -22,15 +22,17 @@ pub(super) struct Story {
     told: RefCell<BTreeSet<String>>,
 }
 
-/// Tells the story of the receiver of a world's message number `TEXTO_STORY`, if that is set.
+/// Tells the story that `TEXTO_STORY` names, if it does: of client `c7`, or of the receiver of message `81`.
 pub(super) fn tell_wanted(world: impl Fn() -> World) {
-    let Some(number) = std::env::var("TEXTO_STORY").ok().and_then(|number| number.parse::<usize>().ok()) else {
-        return;
-    };
+    let Ok(wanted) = std::env::var("TEXTO_STORY") else { return };
     let mut first = world();
     first.play();
+    let client = match wanted.strip_prefix('c') {
+        Some(client) => client.parse().ok().and_then(|client: usize| Some(first.clients.get(client)?.id)),
+        None => wanted.parse().ok().and_then(|number: usize| Some(first.submissions.get(number)?.to)),
+    };
     let mut again = world();
-    again.story = first.submissions.get(number).map(|submission| Story::of(submission.to));
+    again.story = Some(Story::of(client.unwrap_or_else(|| panic!("{wanted} is no client, nor a message"))));
     again.play();
 }
 
