@@ -9,18 +9,22 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use prometheus::IntGauge;
 use uuid::Uuid;
 
 use crate::broker::redis::{connection, role};
-use crate::config::Address;
+use crate::config::{Address, Limits};
 use crate::edge::client_address::{Peer, TrustedProxies};
 use crate::edge::websocket;
+use crate::outbox::Outbox;
+use crate::outbox::budget::Budget;
+use crate::outbox::copy::Copy;
 use crate::resume::token::{Claims, Key, Keyring};
 use crate::sentinel::fuzzing::{event, views};
 use crate::sentinel::machine::{Event, Machine};
 use crate::session::protocol::{self, Reply};
 use crate::transport::envelope::{self, Channel, Frame};
-use crate::transport::record;
+use crate::transport::record::{self, Record};
 
 /// A name, and what is called with the bytes.
 pub type Target = (&'static str, fn(&[u8]));
@@ -85,12 +89,40 @@ fn envelopes(bytes: &[u8]) {
     assert_eq!(format!("{:?}", envelope::decode(&written)), format!("{:?}", envelope::decode(bytes)));
 }
 
-/// What a home tells its standby.
+/// What a home tells its standby: one record; and several, each behind a byte that says how long it is, as a standby takes
+/// them, and what becomes of it at the end.
 fn records(bytes: &[u8]) {
     if let Some((term, record)) = record::decode(bytes) {
         let written = record::encode(term, &record);
         assert_eq!(record::decode(&written), Some((term, record)));
     }
+    let Ok(used) = IntGauge::new("used", "bytes") else { return };
+    let (budget, limits) = (Budget::new(10_000, used.clone()), Limits::small(9, 10_000));
+    let (client, mut copy, mut rest) = (Uuid::from_u128(1), None, bytes);
+    while let Some((length, more)) = rest.split_first() {
+        let (piece, more) = more.split_at(usize::from(*length).min(more.len()));
+        rest = more;
+        match record::decode(piece) {
+            Some((term, Record::Open(opening))) => copy = Some(Copy::new(1, term, opening, &budget)),
+            Some((_, Record::Message(taken))) => {
+                let id = Uuid::from_u128(u128::from(taken.position));
+                copy = copy.and_then(|mut copy| copy.take(id, taken).then_some(copy));
+            }
+            Some((_, Record::Had { had, generation, proven })) => {
+                copy.iter_mut().for_each(|copy| copy.learn(had, generation, proven));
+            }
+            Some((_, Record::Promote { generation, .. })) => {
+                let Some(copy) = copy.take() else { continue };
+                let outbox = Outbox::promoted(Instant::now(), client, generation, copy, &limits);
+                assert!(outbox.kept() <= bytes.len());
+            }
+            Some((_, Record::End)) => copy = None,
+            Some((_, Record::Claim(_))) | None => {}
+        }
+        assert!(used.get() <= 10_000, "{} bytes", used.get());
+    }
+    drop(copy);
+    assert_eq!(used.get(), 0, "nothing is left");
 }
 
 /// What a Redis server answers, complete or not.

@@ -62,7 +62,18 @@ async fn a_file_is_read_again_when_it_changes_and_what_was_good_stays_while_it_i
     }
     assert_eq!(http::get(gateway.address, "/readyz", "").await.unwrap().status, 200);
     std::fs::remove_file(&file).unwrap();
-    gateway.wait_for_log("can't read the file", LIMIT).await.unwrap();
+    // Whatever stands there instead, nobody waits for it: a pipe would never be read to its end.
+    let make: [(fn(&Path), _); 2] = [
+        (|file| std::fs::create_dir(file).unwrap(), "Is a directory"),
+        (|file| assert!(std::process::Command::new("mkfifo").arg(file).status().unwrap().success()), "it is a pipe"),
+    ];
+    for (make, reason) in make {
+        make(&file);
+        gateway.wait_for_log(reason, LIMIT).await.unwrap();
+        assert!(comes_in(&gateway, &new, "new").await, "{reason}");
+        let _ = std::fs::remove_file(&file).or_else(|_| std::fs::remove_dir(&file));
+    }
+    gateway.wait_for_log("No such file", LIMIT).await.unwrap();
     assert!(comes_in(&gateway, &new, "new").await);
     std::fs::copy(&old.public, &file).unwrap();
     wait_until_in(&gateway, &old, "any name, for it has none").await;
@@ -121,6 +132,47 @@ async fn the_last_keys_are_used_while_the_address_is_gone_or_says_something_else
     assert_eq!(credentials(&gateway).await.0, "pass");
 }
 
+/// Whoever answers for ever costs nobody more than the five seconds that a fetch may take.
+#[tokio::test]
+async fn an_address_that_never_comes_to_an_end_is_given_up_and_nobody_waits_for_it_longer() {
+    const SECOND: Duration = Duration::from_secs(1);
+    const BLANKS: &str = "                                                                ";
+    let says = [
+        (Says::Nothing, "no answer within 5s"),
+        (Says::Forever("HTTP/1.1 200 OK\r\nX-Slow: ", "x", SECOND), "no answer within 5s"),
+        (Says::Forever("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{", " ", SECOND), "no answer within 5s"),
+        (Says::Forever("", "HTTP/1.1 103 Early Hints\r\n\r\n", Duration::from_millis(1)), "no answer within 5s"),
+        (Says::Forever("HTTP/1.1 200 OK\r\n\r\n{", BLANKS, Duration::ZERO), "more than 262144 bytes"),
+    ];
+    futures_util::future::join_all(says.map(|(says, reason)| never_comes_to_an_end(says, reason))).await;
+}
+
+async fn never_comes_to_an_end(says: Says, reason: &'static str) {
+    let issuer = Issuer::new();
+    let key = issuer.pair("P-256", "key");
+    let server = KeyServer::start(Says::Body(jwks(&[("key", &key)]))).await.unwrap();
+    let gateway = gateway(&["--auth-jwks-url", &server.url(), "--auth-jwks-refresh", "5s"]).await;
+    wait_until_in(&gateway, &key, "key").await;
+    let asked = server.asked();
+    server.say(says.clone());
+    let is_asked = async || (server.asked() > asked).then_some(());
+    until("it is asked again", LIMIT, is_asked).await.unwrap();
+    // While it is waited for: whoever has a key that is known does not wait, others no longer than for an answer.
+    assert!(comes_in(&gateway, &key, "key").await, "{says:?}");
+    let unknown = token(&key.private, &["--key-id", "unknown"]);
+    let refused = tokio::time::timeout(LIMIT, refused(gateway.address, json!({ "token": unknown }))).await;
+    let (description, code) = refused.unwrap_or_else(|_| panic!("{says:?}: nobody answers"));
+    assert!(description.contains("kid") && code == 4003, "{says:?}: {description}");
+    gateway.wait_for_log(reason, LIMIT).await.unwrap();
+    let is_given_up = async || (server.given_up() > 0).then_some(());
+    until("its connection is closed", LIMIT, is_given_up).await.unwrap();
+    assert!(comes_in(&gateway, &key, "key").await, "{says:?}: the last keys are used");
+    // And it is asked again.
+    let new = issuer.pair("P-256", "new");
+    server.say(Says::Body(jwks(&[("new", &new)])));
+    wait_until_in(&gateway, &new, "new").await;
+}
+
 #[tokio::test]
 async fn a_gateway_that_never_had_keys_starts_says_so_and_takes_nobody() {
     let issuer = Issuer::new();
@@ -140,7 +192,13 @@ async fn a_gateway_that_never_had_keys_starts_says_so_and_takes_nobody() {
     let handshake = open(gateway.address, "/v1/texto", &[("Authorization", &header)]).await.unwrap_err();
     assert_eq!(handshake.status(), 503);
     assert!(handshake.headers().contains_key("retry-after"));
-    let _server = KeyServer::start_on(address.parse().unwrap(), Says::Body(jwks(&[("key", &key)]))).await.unwrap();
+    // Nor does anybody wait for ever for one that takes connections, and says nothing on them.
+    let server = KeyServer::start_on(address.parse().unwrap(), Says::Nothing).await.unwrap();
+    let is_asked = async || (server.asked() > 0).then_some(());
+    until("it is asked", LIMIT, is_asked).await.unwrap();
+    let answer = tokio::time::timeout(LIMIT, refused(gateway.address, json!({ "token": token }))).await;
+    assert_eq!(answer.expect("nobody answers").1, 1013);
+    server.say(Says::Body(jwks(&[("key", &key)])));
     wait_until_in(&gateway, &key, "key").await;
     gateway.wait_ready(LIMIT).await.unwrap();
 }

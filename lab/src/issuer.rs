@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::process::find;
 
@@ -66,6 +67,8 @@ pub enum Says {
     Status(&'static str, &'static str),
     /// Nothing, for as long as anybody waits.
     Nothing,
+    /// The first of these as it is, and then the other one again and again, with a pause after each, or none.
+    Forever(&'static str, &'static str, Duration),
 }
 
 /// An HTTP server that says one thing, whatever it is asked. Ends when dropped.
@@ -73,8 +76,15 @@ pub enum Says {
 pub struct KeyServer {
     /// Where it is.
     pub address: SocketAddr,
-    state: Arc<Mutex<(Says, usize)>>,
+    state: Arc<Mutex<State>>,
     task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    says: Says,
+    asked: usize,
+    given_up: usize,
 }
 
 impl KeyServer {
@@ -93,45 +103,35 @@ impl KeyServer {
     pub async fn start_on(address: SocketAddr, says: Says) -> Result<Self> {
         let listener = TcpListener::bind(address).await.with_context(|| format!("no server at {address}"))?;
         let address = listener.local_addr()?;
-        let state = Arc::new(Mutex::new((says, 0)));
+        let state = Arc::new(Mutex::new(State { says, asked: 0, given_up: 0 }));
         let shared = state.clone();
         let task = tokio::spawn(async move {
-            let mut silent = Vec::new();
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0)
-                {
-                }
-                let says = {
-                    let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                    state.1 += 1;
-                    state.0.clone()
-                };
-                let (status, head, body) = match says {
-                    Says::Body(body) => ("200 OK", "Content-Type: application/json\r\n", body),
-                    Says::Status(status, head) => (status, head, String::new()),
-                    Says::Nothing => {
-                        silent.push(stream);
-                        continue;
-                    }
-                };
-                let length = body.len();
-                let answer =
-                    format!("HTTP/1.1 {status}\r\n{head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
-                let _ = stream.write_all(answer.as_bytes()).await; // Whoever has left needs none.
+            // They end with this task.
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(serve(stream, shared.clone()));
             }
         });
         Ok(Self { address, state, task })
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
     /// Says something else from now on.
     pub fn say(&self, says: Says) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).0 = says;
+        self.state().says = says;
     }
 
     /// How often it was asked.
     pub fn asked(&self) -> usize {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1
+        self.state().asked
+    }
+
+    /// How often somebody left before the end of what has none.
+    pub fn given_up(&self) -> usize {
+        self.state().given_up
     }
 
     /// Where its keys are said to be.
@@ -144,4 +144,47 @@ impl Drop for KeyServer {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
+    let says = {
+        let mut state = lock(&state);
+        state.asked += 1;
+        state.says.clone()
+    };
+    let (status, head, body) = match says {
+        Says::Body(body) => ("200 OK", "Content-Type: application/json\r\n", body),
+        Says::Status(status, head) => (status, head, String::new()),
+        Says::Nothing => return never_end(stream, "", "", Duration::MAX, &state).await,
+        Says::Forever(first, more, pause) => return never_end(stream, first, more, pause, &state).await,
+    };
+    let length = body.len();
+    let answer = format!("HTTP/1.1 {status}\r\n{head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+    let _ = stream.write_all(answer.as_bytes()).await; // Whoever has left needs none.
+}
+
+/// Goes on until the other end leaves.
+async fn never_end(stream: TcpStream, first: &str, more: &str, pause: Duration, state: &Mutex<State>) {
+    let (mut reader, mut writer) = stream.into_split();
+    let write = async {
+        writer.write_all(first.as_bytes()).await?;
+        loop {
+            writer.write_all(more.as_bytes()).await?;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    };
+    let gone = async { while reader.read(&mut [0; 512]).await.is_ok_and(|read| read > 0) {} };
+    let _: Result<(), std::io::Error> = tokio::select! {
+        ended = write => ended,
+        () = gone => Ok(()),
+    };
+    lock(state).given_up += 1;
 }

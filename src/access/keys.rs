@@ -218,14 +218,32 @@ fn secret(bytes: &[u8], allowed: Option<&[Algorithm]>) -> Result<VerifyKey, Keys
     Ok(VerifyKey { kid: None, algorithms: of_secret(secret.len()), key: DecodingKey::from_secret(secret) })
 }
 
-/// What people have that is a public key in another form: as a secret, everybody would know it.
+/// What people have that is a public key in another form, or that came instead of one: as a secret, everybody would know it.
 fn public(bytes: &[u8]) -> Option<&'static str> {
     if is_der(bytes) {
         return Some("binary DER");
     }
-    let text = std::str::from_utf8(bytes).ok()?;
-    if ["ssh-", "ecdsa-sha2-", "sk-ssh-"].iter().any(|start| text.trim_start().starts_with(start)) {
+    if let [0xff, 0xfe, rest @ ..] | [0xfe, 0xff, rest @ ..] = bytes
+        && rest.chunks(2).all(|unit| unit.contains(&0))
+    {
+        return Some("text in UTF-16, as some shells of Windows write it");
+    }
+    let text = std::str::from_utf8(bytes).ok()?.trim_start();
+    if ["ssh-", "ecdsa-sha2-", "sk-ssh-"].iter().any(|start| text.starts_with(start)) {
         return Some("a key in the form of OpenSSH");
+    }
+    if text.contains("-----END") || text.contains("---- BEGIN") {
+        return Some("a part of a key in PEM, or one in a similar form");
+    }
+    let lower = text.get(..9).unwrap_or(text).to_ascii_lowercase();
+    if ["<!doctype", "<html", "<?xml", "<head", "<body"].iter().any(|start| lower.starts_with(start)) {
+        return Some("a page, not a key");
+    }
+    if lower.starts_with("http://") || lower.starts_with("https://") {
+        return Some("an address (of a JWKS? That is for --auth-jwks-url)");
+    }
+    if text.starts_with('[') && serde_json::from_str::<Value>(text).is_ok() {
+        return Some("a list in JSON, which is no JWKS");
     }
     let joined: String = text.split_ascii_whitespace().collect();
     let decoded = STANDARD_PAD_INDIFFERENT.decode(joined).ok()?;

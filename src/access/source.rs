@@ -256,7 +256,8 @@ fn say_skipped(keys: &VerifyKeys) {
 }
 
 fn read(file: &Path, allowed: Option<&[Algorithm]>) -> Result<VerifyKeys, FileFlaw> {
-    let bytes = files::read(file, MOST_BYTES as u64).map_err(|error| FileFlaw::Unreadable(file.to_owned(), error))?;
+    let bytes =
+        files::read_again(file, MOST_BYTES as u64).map_err(|error| FileFlaw::Unreadable(file.to_owned(), error))?;
     if bytes.len() > MOST_BYTES {
         return Err(FileFlaw::TooLong(file.to_owned()));
     }

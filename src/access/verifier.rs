@@ -172,6 +172,8 @@ struct Content {
     sub: Option<String>,
     #[serde(default)]
     iss: Option<serde_json::Value>,
+    #[serde(default)]
+    aud: Option<serde_json::Value>,
 }
 
 impl Verifier {
@@ -255,6 +257,10 @@ impl Verifier {
     }
 
     fn pass(&self, content: &Content) -> Result<Pass, Refusal> {
+        // The library passes over an audience that is neither a text nor a list of texts, unless one is demanded.
+        if self.demands.audience.is_empty() && content.aud.is_some() {
+            return Err(Refusal::Audience);
+        }
         // It has been validated: a number that is not negative.
         let expires = content.exp.as_f64().unwrap_or_default().round() as u64;
         let client = content.sub.as_deref().and_then(|sub| Uuid::try_parse(sub).ok());

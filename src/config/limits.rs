@@ -63,9 +63,9 @@ pub struct Limits {
     pub http: Patience,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Limits {
-    /// Bounds for tests of outboxes.
+    /// Bounds for tests of outboxes, and for fuzzers.
     pub(crate) fn small(outbox_messages: usize, outbox_bytes: usize) -> Self {
         let second = Duration::from_secs(1);
         Self {

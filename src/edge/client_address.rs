@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::HeaderMap;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// The header in which proxies note whom they speak for, the nearest last.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -27,7 +27,7 @@ impl TrustedProxies {
         let (mut networks, mut bad) = (Vec::new(), Vec::new());
         for part in parts {
             match network(part) {
-                Ok(network) => networks.push(network),
+                Ok(network) => networks.push(canonical(network)),
                 Err(_) => bad.push(part.to_owned()),
             }
         }
@@ -45,15 +45,30 @@ impl TrustedProxies {
     pub fn client(&self, peer: Peer, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.0.ip().to_canonical();
         let lines = headers.get_all(FORWARDED_FOR).iter().rev();
-        let hops = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.rsplit(','));
-        for hop in hops {
+        // Bytes, for what a proxy appends may stand behind whatever its client has sent.
+        for hop in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
             if !self.contains(client) {
                 break;
             }
-            let Ok(address) = hop.trim().parse::<IpAddr>() else { break };
+            let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| address(hop.trim())) else { break };
             client = address.to_canonical();
         }
         client
+    }
+}
+
+/// An address, perhaps with a port, as some balancers write it.
+fn address(hop: &str) -> Option<IpAddr> {
+    hop.parse().or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip())).ok()
+}
+
+/// The same network in version 4, if it is one of those that are written in version 6.
+fn canonical(network: IpNet) -> IpNet {
+    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
+        (IpAddr::V4(address), Some(length)) if matches!(network, IpNet::V6(_)) => {
+            Ipv4Net::new(address, length).map_or(network, IpNet::V4)
+        }
+        _ => network,
     }
 }
 
@@ -91,7 +106,7 @@ mod tests {
     fn client(trusted: &str, peer: &str, forwarded: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for line in forwarded {
-            headers.append(FORWARDED_FOR, line.parse().unwrap());
+            headers.append(FORWARDED_FOR, http::HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
         let peer = Peer(SocketAddr::new(peer.parse().unwrap(), 1));
         TrustedProxies::parse(trusted).unwrap().client(peer, &headers).to_string()
@@ -108,6 +123,23 @@ mod tests {
         assert_eq!(client(trusted, "10.1.1.1", &["nonsense"]), "10.1.1.1");
         assert_eq!(client(trusted, "8.8.8.8", &["203.0.113.7"]), "8.8.8.8", "a stranger");
         assert_eq!(client("", "10.1.1.1", &["203.0.113.7"]), "10.1.1.1", "nobody is trusted");
+        assert_eq!(client(trusted, "10.1.1.1", &["203.0.113.7:4711"]), "203.0.113.7");
+        assert_eq!(client(trusted, "10.1.1.1", &["[2001:db8::7]:4711"]), "2001:db8::7");
+        for mapped in ["::ffff:10.0.0.0/104", "::ffff:10.1.1.1"] {
+            assert_eq!(client(mapped, "10.1.1.1", &["203.0.113.7"]), "203.0.113.7", "{mapped}");
+            assert_eq!(client(mapped, "11.1.1.1", &["203.0.113.7"]), "11.1.1.1", "{mapped}");
+        }
+        assert_eq!(client("::/0", "2001:db8::1", &["203.0.113.7"]), "203.0.113.7");
+    }
+
+    #[test]
+    fn what_a_client_has_written_hides_nothing_that_its_proxy_writes_behind_it() {
+        let trusted = "10.0.0.0/8";
+        // nginx' $proxy_add_x_forwarded_for writes one line.
+        assert_eq!(client(trusted, "10.1.1.1", &["6.6.6.6, \u{fc}, 203.0.113.7"]), "203.0.113.7");
+        // Others append to the last line that is there, and so the line before it would be believed.
+        assert_eq!(client(trusted, "10.1.1.1", &["6.6.6.6", "\u{fc}, 203.0.113.7"]), "203.0.113.7");
+        assert_eq!(client(trusted, "10.1.1.1", &["6.6.6.6", "\u{fc}"]), "10.1.1.1", "nobody knows whom it is for");
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Copy {
     pub fn take(&mut self, id: Uuid, taken: Taken) -> bool {
         let Taken { position, had, origin, sender, text } = taken;
         let delivery = Delivery { id, sender, text: text.into() };
-        if position != self.last + 1 || !self.share.grow(cost(&delivery)) {
+        if self.last.checked_add(1) != Some(position) || !self.share.grow(cost(&delivery)) {
             return false;
         }
         self.last = position;
@@ -223,6 +223,16 @@ pub(crate) mod tests {
         assert!(gauge.get() > 0);
         drop(copy);
         assert_eq!(gauge.get(), 0, "what it had of the budget is given back");
+    }
+
+    /// Found by fuzzing: 0 was taken for the number behind it.
+    #[test]
+    fn nothing_comes_behind_the_highest_number() {
+        let gauge = prometheus::IntGauge::new("bytes", "for a test").unwrap();
+        let opening = Opening { had: u64::MAX, last: u64::MAX, ..Opening::default() };
+        let mut copy = Copy::new(HOME, 1, opening, &Budget::new(999, gauge));
+        assert!(!copy.take(Uuid::nil(), taken(0, 0)));
+        assert!(!copy.take(Uuid::nil(), taken(u64::MAX, 0)));
     }
 
     #[test]

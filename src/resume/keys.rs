@@ -179,7 +179,7 @@ fn list(fingerprints: &[Fingerprint]) -> String {
 }
 
 fn read(file: &Path) -> Result<Keyring, KeyFlaw> {
-    let text = files::read(file, MOST_BYTES).map_err(|error| KeyFlaw::Unreadable(file.to_owned(), error))?;
+    let text = files::read_again(file, MOST_BYTES).map_err(|error| KeyFlaw::Unreadable(file.to_owned(), error))?;
     if text.len() as u64 > MOST_BYTES {
         return Err(KeyFlaw::TooLong(file.to_owned()));
     }

@@ -113,7 +113,7 @@ pub(super) struct Contents {
 
 impl Contents {
     fn read(paths: &[PathBuf]) -> Self {
-        let files: Vec<_> = paths.iter().map(|path| crate::files::read(path, MOST_BYTES)).collect();
+        let files: Vec<_> = paths.iter().map(|path| crate::files::read_again(path, MOST_BYTES)).collect();
         let mut digest = Sha256::new();
         for file in &files {
             match file {

@@ -86,6 +86,39 @@ fn a_public_key_in_any_form_is_no_secret() {
     assert!(matches!(read(ssh.as_bytes()), Err(KeysFlaw::Public(_))));
 }
 
+/// As a secret, it would be known to whoever asks for the same, or has the public key.
+#[test]
+fn what_came_instead_of_a_key_or_was_mangled_is_no_secret() {
+    let folder = TempDir::new().unwrap();
+    let pem = String::from_utf8(public(&folder, "P-256")).unwrap();
+    let without_begin = pem.lines().skip(1).collect::<Vec<_>>().join("\n");
+    let utf16 = |bom: [u8; 2], bytes: fn(u16) -> [u8; 2]| {
+        bom.into_iter().chain(pem.encode_utf16().flat_map(bytes)).collect::<Vec<u8>>()
+    };
+    let ec = DecodingKey::from_ec_pem(pem.as_bytes()).unwrap();
+    let list = json!([jwk(&ec, json!({ "kid": "a" }))]).to_string();
+    let ssh2 =
+        "---- BEGIN SSH2 PUBLIC KEY ----\nAAAAC3NzaC1lZDI1NTE5AAAAIJmGzW2m0oFv5Xx\n---- END SSH2 PUBLIC KEY ----\n";
+    for text in [
+        without_begin.into_bytes(),
+        utf16([0xff, 0xfe], u16::to_le_bytes),
+        utf16([0xfe, 0xff], u16::to_be_bytes),
+        list.into_bytes(),
+        ssh2.into(),
+        b"<!DOCTYPE html>\n<title>404 Not Found</title>\n<p>There is no such set of keys.".to_vec(),
+        b"\r\n<HTML><head><title>Sign in</title></head></HTML>".to_vec(),
+        b"https://login.example.org/.well-known/jwks.json\n".to_vec(),
+    ] {
+        let flaw = read(&text);
+        assert!(matches!(flaw, Err(KeysFlaw::Public(_))), "{}: {flaw:?}", text.escape_ascii());
+    }
+    for secret in
+        ["<k3s!no page at all, but a secret", "[0;32m is where this secret begins.", "--END-- of it is no end"]
+    {
+        assert!(read(format!("{secret:x<32}").as_bytes()).is_ok(), "{secret}");
+    }
+}
+
 #[test]
 fn a_secret_is_good_for_the_hashes_that_it_is_as_long_as() {
     for (bytes, expected) in

@@ -160,6 +160,20 @@ fn each_flaw_is_found() {
         (without("iss"), Refusal::Issuer),
         (with("iss", json!("somebody")), Refusal::Issuer),
         (with("sub", json!(7)), Refusal::Malformed),
+        (with("aud", json!([["texto"]])), Refusal::Audience),
+        (with("aud", json!({ "texto": "texto" })), Refusal::Audience),
+        (with("nbf", json!(1e300)), Refusal::NotYet),
+        (with("nbf", json!([0])), Refusal::Malformed),
+        (headed(json!({ "alg": ["HS256"] })), Refusal::Malformed),
+        (headed(json!({ "alg": "HS256", "kid": 7 })), Refusal::Malformed),
+        (headed(json!({ "alg": "hs256" })), Refusal::Algorithm),
+        (headed(json!({ "alg": "HS256", "crit": [] })), Refusal::Type),
+        (format!(" {signed}"), Refusal::Malformed),
+        (format!("{signed} "), Refusal::Malformed),
+        (format!("{signed}\n"), Refusal::Malformed),
+        (signed.replacen('.', "\n.", 1), Refusal::Malformed),
+        (format!("{signed}="), Refusal::Malformed),
+        (signed.replacen('.', "=.", 1), Refusal::Malformed),
     ] {
         assert_eq!(verifier.verify(&token).map(|_| ()), Err(refusal), "{token}");
     }
@@ -174,8 +188,12 @@ fn each_flaw_is_found() {
 #[test]
 fn a_token_for_somebody_is_not_for_whoever_was_told_no_name() {
     let verifier = verifier(demands());
-    let claims = json!({ "exp": now() + 100, "aud": "another service" });
-    assert_eq!(verifier.verify(&craft(&hs256(), &claims)).map(|_| ()), Err(Refusal::Audience));
+    for audience in [json!("another service"), json!([["nested"]]), json!({ "a": "b" }), json!(7), json!([])] {
+        let claims = json!({ "exp": now() + 100, "aud": audience });
+        assert_eq!(verifier.verify(&craft(&hs256(), &claims)).map(|_| ()), Err(Refusal::Audience), "{audience}");
+    }
+    let claims = json!({ "exp": now() + 100, "aud": null });
+    assert_eq!(verifier.verify(&craft(&hs256(), &claims)).map(|_| ()), Ok(()), "as if it were not there");
 }
 
 #[test]
