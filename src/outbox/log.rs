@@ -51,7 +51,7 @@ pub fn is_past(generation: u64, token: u64) -> bool {
     token != ANY && (home < other || home != other && home / 2 == other / 2)
 }
 
-/// Whether a session of `generation` has begun [anew](anew) once.
+/// Whether a session of `generation` has begun [anew] once.
 pub fn has_begun_anew(generation: u64) -> bool {
     generation >= ANEW
 }
