@@ -361,8 +361,9 @@ async fn a_node_that_stood_still_blames_nobody() {
 /// A session that waits for its client in a write neither reads nor pings: both come first when it goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_read_for_a_while_is_asked_before_it_is_called_silent() {
-    const PING: Duration = Duration::from_millis(500);
-    let gateway = gateway(&["--ping-interval", "500ms", "--write-timeout", "1h"]).await;
+    // Who is not full within two of these is silent indeed.
+    const PING: Duration = Duration::from_secs(2);
+    let gateway = gateway(&["--ping-interval", "2s", "--write-timeout", "1h"]).await;
     let text = "x".repeat(16_000);
     let mut readers = Vec::new();
     for _ in 0..12 {
