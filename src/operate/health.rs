@@ -378,11 +378,12 @@ fn check_credentials(source: &KeySource) -> Check {
     }
 }
 
-/// The links that are missing, and the Sentinels.
+/// The links that are to be there, and are not.
 fn missing(broker: &BrokerStatus) -> impl Iterator<Item = &LinkStatus> {
     broker.links.iter().filter(|link| link.expected && link.state != LinkState::Synced)
 }
 
+/// The Sentinels that don't answer.
 fn silent(broker: &BrokerStatus) -> impl Iterator<Item = &SentinelStatus> {
     broker.sentinels.iter().filter(|sentinel| !sentinel.reachable)
 }

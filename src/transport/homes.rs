@@ -395,23 +395,6 @@ impl<R> Transport<R> {
     }
 }
 
-#[cfg(test)]
-impl<R> Transport<R> {
-    /// What this node doubts of a session, or waits for.
-    pub(super) fn story(&self, client: Uuid) -> Vec<String> {
-        let homes = self.homes();
-        let doubt = homes.doubted.get(&client).map(|doubt| match doubt {
-            Doubt::AskedAll { elsewhere, .. } => format!("AskedAll, {elsewhere}"),
-            doubt => format!("{doubt:?}"),
-        });
-        let question = homes.unsure.get(&client).map(|question| format!("unsure, asked: {}", question.is_asked()));
-        let step = homes.moves.get(&client).map(|step| format!("{:?} to {:x}", step.reason, step.to));
-        let claim = homes.claims.contains_key(&client).then(|| "claims".to_owned());
-        let is_cut_off = homes.is_cut_off.then(|| "cut off".to_owned());
-        [doubt, question, step, claim, is_cut_off].into_iter().flatten().collect()
-    }
-}
-
 /// The receipts of one letter.
 impl Gathered {
     fn due(&mut self, tag: Tag, due: Vec<Due>) {

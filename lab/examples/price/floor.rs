@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::middle;
+
 const TURNS: usize = 5000;
 
-/// Half of Redis' answers to a PUBLISH came within the first, half of the words of its subscriber within the second.
-pub(crate) fn floor(redis: &str) -> Result<[Duration; 2]> {
+/// Half of Redis' answers to a PUBLISH came within the first, half of the words of its subscriber within the second, in
+/// microseconds.
+pub(crate) fn floor(redis: &str) -> Result<[f64; 2]> {
     let mut words = subscribe(redis, "back")?;
     let mut questions = subscribe(redis, "there")?;
     let mut answers = connect(redis)?;
@@ -24,15 +27,12 @@ pub(crate) fn floor(redis: &str) -> Result<[Duration; 2]> {
     for _ in 0..TURNS {
         let began = Instant::now();
         publish(&mut link, "there", "?")?;
-        counts.push(began.elapsed());
+        counts.push(began.elapsed().as_secs_f64() * 1e6);
         ensure!(message(&mut words)? == "yes", "the subscriber says something else");
-        answers.push(began.elapsed());
+        answers.push(began.elapsed().as_secs_f64() * 1e6);
     }
     publish(&mut link, "there", "enough")?;
-    Ok([counts, answers].map(|mut times| {
-        times.sort_unstable();
-        times[TURNS / 2]
-    }))
+    Ok([counts, answers].map(middle))
 }
 
 fn connect(redis: &str) -> Result<BufReader<TcpStream>> {

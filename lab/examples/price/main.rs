@@ -106,7 +106,7 @@ async fn main() -> Result<()> {
         let redis = stage.cluster.servers[0].address();
         let [count, word] = tokio::task::spawn_blocking(move || floor::floor(&redis)).await??;
         println!(
-            "bare sockets: Redis' count within {count:.0?}, a subscriber's word within {word:.0?}: {:+.0?}",
+            "bare sockets: Redis' count within {count:.0} µs, a subscriber's word within {word:.0} µs: {:+.0} µs",
             word - count
         );
     }

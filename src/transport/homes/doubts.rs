@@ -61,11 +61,6 @@ impl Doubt {
             Self::New | Self::Asked(_) => None,
         }
     }
-
-    /// Whether it is for everybody to say.
-    fn is_for_all(self) -> bool {
-        self.elsewhere().is_some()
-    }
 }
 
 /// What the home of a copy was asked.
@@ -74,13 +69,6 @@ pub(super) struct Question {
     /// An answer has it, so one from before the gap is none.
     nonce: u64,
     asked: Option<Instant>,
-}
-
-#[cfg(test)]
-impl Question {
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked.is_some()
-    }
 }
 
 /// Whether this node may have missed something since it looked last.
@@ -115,7 +103,7 @@ impl Attention {
     }
 }
 
-/// What this node may have missed.
+/// What this node may have missed, and what it knows without that of what others say.
 pub(super) struct Gap<'a> {
     /// When it was there no more, if that is not long ago.
     last: Option<Instant>,
@@ -162,7 +150,7 @@ impl Homes {
         let doubted = std::mem::take(&mut self.doubted);
         for outbox in registry.outboxes().into_iter().filter(|outbox| outbox.is_resumable()) {
             let client = outbox.client();
-            let elsewhere = doubted.get(&client).and_then(|doubt| doubt.elsewhere());
+            let elsewhere = doubted.get(&client).copied().and_then(Doubt::elsewhere);
             self.doubted.insert(client, elsewhere.map_or(Doubt::New, |elsewhere| Doubt::Again { elsewhere }));
             // What came with the first link would be this node's word alone.
             if outbox.standby().is_none() {
@@ -173,7 +161,11 @@ impl Homes {
 
     /// Whether everybody was asked who has the session.
     pub(super) fn awaits_word(&self, client: Uuid) -> bool {
-        self.doubted.get(&client).is_some_and(|doubt| doubt.is_for_all())
+        self.elsewhere(client).is_some()
+    }
+
+    fn elsewhere(&self, client: Uuid) -> Option<u64> {
+        self.doubted.get(&client).copied().and_then(Doubt::elsewhere)
     }
 
     /// What is needed to read what others say of their sessions.
@@ -263,13 +255,11 @@ impl<R> Transport<R> {
                 continue;
             };
             // One that has confirmed nothing yet knows nothing of what the one before has done.
-            let asks_all = homes.awaits_word(client) || !outbox.has_witness();
+            let elsewhere = homes.elsewhere(client);
+            let asks_all = elsewhere.is_some() || !outbox.has_witness();
             match outbox.standby().filter(|(tag, _)| !asks_all && !has_left(tag)) {
                 Some((tag, _)) => self.open_standby(now, homes, &outbox, tag, actions),
-                None => {
-                    let elsewhere = homes.doubted.get(&client).and_then(|doubt| doubt.elsewhere()).unwrap_or(0);
-                    self.ask_all(now, homes, &outbox, elsewhere, actions);
-                }
+                None => self.ask_all(now, homes, &outbox, elsewhere.unwrap_or(0), actions),
             }
         }
         // Others are known as soon as they have said hello. If there is one, it may have stood still as well.
@@ -310,5 +300,22 @@ impl<R> Transport<R> {
             homes.unsure.insert(client, Question { nonce, asked: Some(now) });
             self.question(client, Channel::Claim(client), nonce, actions);
         }
+    }
+}
+
+#[cfg(test)]
+impl<R> Transport<R> {
+    /// What this node doubts of a session, or waits for.
+    pub(in crate::transport) fn story(&self, client: Uuid) -> Vec<String> {
+        let homes = self.homes();
+        let doubt = homes.doubted.get(&client).map(|doubt| match doubt {
+            Doubt::AskedAll { elsewhere, .. } => format!("AskedAll, {elsewhere}"),
+            doubt => format!("{doubt:?}"),
+        });
+        let question = homes.unsure.get(&client).map(|question| format!("unsure, asked: {}", question.asked.is_some()));
+        let step = homes.moves.get(&client).map(|step| format!("{:?} to {:x}", step.reason, step.to));
+        let claim = homes.claims.contains_key(&client).then(|| "claims".to_owned());
+        let is_cut_off = homes.is_cut_off.then(|| "cut off".to_owned());
+        [doubt, question, step, claim, is_cut_off].into_iter().flatten().collect()
     }
 }

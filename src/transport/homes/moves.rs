@@ -246,14 +246,13 @@ impl<R> Transport<R> {
             _ => {
                 homes.moves.remove(&client);
                 homes.lacking.lose(now, client);
+                outbox.thaw(now);
                 if outcome == Outcome::Busy {
                     // It has not had it from here. If it has it otherwise, it says so.
-                    outbox.thaw(now);
                     self.stay(now, &mut homes, &outbox, &step, actions);
                     self.announce(&outbox, None, 0, actions);
                 } else {
                     // It may have had it, and so may its standby, which says so then.
-                    outbox.thaw(now);
                     homes.by_standby.entry(step.to).or_default().insert(client);
                     if let Some((tag, term)) = step.old {
                         self.dismiss(now, client, tag, term, actions);
@@ -297,9 +296,10 @@ impl<R> Transport<R> {
         outbox.close(CloseOrder::Moved);
         let standby = outbox.standby();
         homes.let_go(client, standby);
-        homes.moves.remove(&client);
+        // The one that it had before it was to move has its copy still.
+        let before = homes.moves.remove(&client).and_then(|step| step.old);
         actions.figures.moves.push(MoveReason::GivenUp);
-        if let Some((tag, term)) = standby {
+        for (tag, term) in standby.into_iter().chain(before) {
             self.dismiss(now, client, tag, term, actions);
         }
         homes.moved.push_back((now, outbox));

@@ -22,24 +22,29 @@ impl World {
         let id = Uuid::from_u128(self.random.u128(..));
         let outbox = Arc::new(Outbox::new(id, &limits(), &crate::outbox::tests::unbounded()));
         let registration = Some(self.nodes[node].registry.register(outbox.clone()));
+        let client = self.come(id, node, outbox, None);
+        self.clients[client].registration = registration;
+        self.subscription_changed(node, Channel::Client(id));
+        self.after(0, MS, Event::Read { client });
+    }
+
+    /// A client that has seen nothing yet.
+    fn come(&mut self, id: Uuid, node: usize, outbox: Arc<Outbox>, person: Option<Person>) -> usize {
         let slow = self.random.u8(..6) == 0;
         let since = self.now;
-        let shown = Vec::new();
         self.clients.push(Client {
             id,
             node,
             outbox,
-            registration,
+            registration: None,
             since,
             slow,
-            shown,
+            shown: Vec::new(),
             anew_at: 0,
             gone: false,
-            person: None,
+            person,
         });
-        self.subscription_changed(node, Channel::Client(id));
-        let client = self.clients.len() - 1;
-        self.after(0, MS, Event::Read { client });
+        self.clients.len() - 1
     }
 
     pub(super) fn join_person(&mut self) {
@@ -49,8 +54,6 @@ impl World {
         }
         let id = Uuid::from_u128(self.random.u128(..));
         let outbox = Arc::new(Outbox::resumable(id, 0, &limits(), &crate::outbox::tests::unbounded()));
-        let slow = self.random.u8(..6) == 0;
-        let (since, shown) = (self.now, Vec::new());
         let person = Person {
             attachment: 0,
             connection: 0,
@@ -60,21 +63,7 @@ impl World {
             had: 0,
             unanswered: Vec::new(),
         };
-        let person = Some(person);
-        let registration = None;
-        self.clients.push(Client {
-            id,
-            node,
-            outbox: outbox.clone(),
-            registration,
-            since,
-            slow,
-            shown,
-            anew_at: 0,
-            gone: false,
-            person,
-        });
-        let client = self.clients.len() - 1;
+        let client = self.come(id, node, outbox.clone(), Some(person));
         self.begin_session(client, node, outbox);
         self.after(0, MS, Event::Read { client });
     }
