@@ -302,7 +302,7 @@ async fn idle_connections_yield_their_places_to_handshakes() {
     }
     let began = Instant::now();
     let late = Client::connect(gateway.address).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "a handshake took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "a handshake took {:?}", began.elapsed());
     assert_eq!(early.send(late.id, "still here").await.unwrap(), Answer::Ack);
     // Those that were idle longest are gone, without a word, and the others still serve.
     end(&mut idle[0]).await;

@@ -38,7 +38,7 @@ async fn a_page_shows_its_credentials_renews_them_and_gives_up_when_they_are_ref
         field.send_keys(&format!(" {token}\u{E007}")).await.unwrap(); // The Enter key.
     };
     paste("nonsense").await;
-    known.until("it is asked for another one", &asks("was refused")).await;
+    known.until("it is asked for another one", &asks("no JWT")).await;
     let id = Uuid::new_v4().to_string();
     let good = token(&key, &["--subject", &id]);
     paste(&good).await;

@@ -304,7 +304,7 @@ async fn nobody_is_absent_at_once_after_the_session_ended_properly() {
         .unwrap();
     let began = Instant::now();
     assert_eq!(sender.send(person.id, "x").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(3));
     let again = Resumer::resume(stack.gateways[2].address, &person.token, 0).await.unwrap();
     assert_eq!((again.id, again.resumed), (person.id, false), "the same, and told that messages may be missing");
 }

@@ -189,7 +189,7 @@ async fn one_client_that_says_nothing_does_not_take_all_the_places() {
     }
     let began = Instant::now();
     let late = Client::connect(gateway.address).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "a handshake took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "a handshake took {:?}", began.elapsed());
     assert_eq!(early.send(late.id, "still here").await.unwrap(), Answer::Ack);
     end(&mut silent[0]).await;
     end(&mut silent[100]).await;

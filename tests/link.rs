@@ -97,7 +97,7 @@ async fn a_redis_that_cannot_save_carries_messages_all_the_same() {
     assert_eq!(client.send(client.id, "to myself").await.unwrap(), Answer::Ack);
     let began = Instant::now();
     assert_eq!(client.send(Uuid::new_v4(), "?").await.unwrap(), Answer::Error("ENOTCONN".to_owned()));
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(3));
 }
 
 /// SUBSCRIBE is answered BUSY then, and so is everything else.
@@ -151,7 +151,7 @@ async fn who_is_greeted_while_redis_is_busy_is_never_absent() {
         script.kill(&redis).await;
         let began = Instant::now();
         assert_eq!(sender.send(receiver.id, "welcome").await.unwrap(), Answer::Ack);
-        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
 }
 

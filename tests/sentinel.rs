@@ -363,7 +363,7 @@ async fn name_servers_that_never_answer_cost_a_thread_a_name_and_hold_up_no_end(
     gateway.signal(nix::sys::signal::Signal::SIGINT);
     let stopped = gateway.wait_exit(Duration::from_secs(10)).await.unwrap();
     assert!(stopped.success(), "{stopped}");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 /// Behind NAT: Redis and Sentinels announce addresses that mean something else where the gateway is.

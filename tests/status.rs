@@ -169,7 +169,7 @@ async fn a_failover_is_told_as_it_happens_and_so_is_an_outage() {
     let down = until_status(one, "the outage is told", |status| status["broker"]["movement"] == "outage").await;
     let began = Instant::now();
     status(one).await;
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert!(kinds(&down).contains(&"redis_lost"), "{down:#}");
     assert!(!down["node"]["problems"].as_array().unwrap().is_empty());
     until_status(one, "the others are not declared dead", |status| status["gateways"][0]["life"] == "unknown").await;
@@ -233,7 +233,7 @@ async fn a_replica_that_lags_says_by_how_much() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_are_bounded_and_a_drain_waits_for_none() {
-    let drain = ["--drain-delay", "2s", "--drain-window", "100ms"];
+    let drain = ["--drain-delay", "4s", "--drain-window", "100ms"];
     let mut gateway = Gateway::start(binary(), &drain, &[]).await.unwrap();
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
@@ -261,12 +261,12 @@ async fn streams_are_bounded_and_a_drain_waits_for_none() {
     for events in &mut streams {
         while events.next().await.is_some() {}
     }
-    assert!(began.elapsed() < Duration::from_millis(1500), "they ended after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "they ended after {:?}", began.elapsed());
     until_status(&gateway, "who asks is told", |status| status["node"]["lifecycle"] == "draining").await;
     let late = http::get(gateway.address, "/status/events", "").await.unwrap();
     assert_eq!((late.status, late.header("Retry-After")), (503, Some("1")));
     gateway.wait_exit(Duration::from_secs(10)).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(4), "the drain took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "the drain took {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

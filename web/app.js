@@ -15,7 +15,7 @@ const STATES = {
   closed: "Disconnected",
 };
 
-texto.onstate = ({ state, clientId, missing, reason }) => {
+texto.onstate = ({ state, clientId, missing, reason, description }) => {
   lastId ??= clientId; // Of the page as it was before it was loaded anew.
   // Somebody who is here already need not know how it is done.
   const shown = state === "connecting" && lastId !== null ? "waiting" : state;
@@ -27,7 +27,7 @@ texto.onstate = ({ state, clientId, missing, reason }) => {
   // While it reconnects, a message waits, and the id stays.
   $("copy").disabled = $("share").disabled = $("send").disabled = clientId === null;
   if (reason === "elsewhere") notify("You go on in another tab or window.");
-  if (isLockedOut) askForToken();
+  if (isLockedOut) askForToken(description);
   if (state !== "connected") return;
   $("own-id").textContent = clientId;
   if (lastId !== null && lastId !== clientId) {
@@ -38,9 +38,9 @@ texto.onstate = ({ state, clientId, missing, reason }) => {
   lastId = clientId;
 };
 
-function askForToken() {
+function askForToken(flaw) {
   $("access-why").textContent = token
-    ? "The token was refused, or has expired: paste another one."
+    ? `The server says: ${flaw}. Paste another token.`
     : "This server demands credentials: paste the token (a JWT) that you were given. It is shown to the server, and kept nowhere.";
   $("token").focus();
 }

@@ -67,6 +67,8 @@ export type StateChange =
        * expired. `connect` begins a new session.
        */
       readonly reason?: "elsewhere" | "credentials";
+      /** What the server said of it, set with `reason`: which credentials it asks for, or why they were refused. */
+      readonly description?: string;
     };
 
 /** All are optional. */

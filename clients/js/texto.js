@@ -111,7 +111,7 @@ export class Texto {
   connect() {
     if (this.wanted) return;
     this.wanted = true;
-    this.state = "connecting"; // Told by dial, who knows the id that was kept.
+    this.state = "connecting"; // Told by dial.
     this.recalled ??= this.recall();
     this.recalled.then(() => this.wanted && !this.socket && this.dial());
     globalThis.addEventListener?.("online", this.hurry = () => this.retryNow());
@@ -215,7 +215,7 @@ export class Texto {
       isOpen = true;
       const more = await shown;
       if (socket !== this.socket) return;
-      if (more === null) return this.drop(); // They can't be had now: later, perhaps.
+      if (more === null) return this.drop(); // Perhaps later.
       const wish = this.token ? { resume: this.token, seq: this.seq } : { resumable: true };
       // A server without such sessions has greeted, and refuses this: that is of no harm.
       this.write("registration", uuid(), { ...wish, ...more });
@@ -232,13 +232,13 @@ export class Texto {
       if (frame.kind === "connection") clearTimeout(patience);
       this.take(frame);
     };
-    const closed = ({ code = 1006 }) => {
+    const closed = ({ code = 1006, reason }) => {
       clearTimeout(patience);
       if (socket !== this.socket) return;
       this.refusals = isOpen ? 0 : this.refusals + 1;
       // Credentials that have expired are replaced; what is refused at once would be refused again.
       const isOver = code === 4003 && this.credentials && this.greeted;
-      if (FINAL[code] && !isOver) this.end(code);
+      if (FINAL[code] && !isOver) this.end(code, socket.flaw ?? reason);
       else this.lost(code);
     };
     socket.onclose = closed;
@@ -269,6 +269,7 @@ export class Texto {
       if (!this.isNew(id, data.seq)) return;
       this.onreceive({ id, senderId: data.sender_id, text: data.text });
     } else if (kind === "ack" || kind === "error") {
+      if (data?.code === "EAUTH") this.socket.flaw = data.description;
       if (kind === "ack") this.settle(id)?.resolve();
       else this.fail(id, data.code, data.description);
       this.pump();
@@ -296,7 +297,7 @@ export class Texto {
     this.pause = 0;
     // The server is to know that the newer token has come.
     if (resume) this.acknowledge();
-    // For somebody else the server would not know them again.
+    // For somebody else the server knows them not.
     this.putBack(clientId === before ? this.window : 0);
     this.become("connected", { resumed, missing: before !== null && !resumed });
     if (this.state === "connected") this.pump();
@@ -370,7 +371,7 @@ export class Texto {
   }
 
   /** The session is over. */
-  end(code) {
+  end(code, description) {
     const socket = this.socket;
     this.wanted = false;
     this.leave();
@@ -380,7 +381,7 @@ export class Texto {
     this.seq = 0;
     this.remember();
     for (const id of this.sends.keys()) this.fail(id, "EDISCONNECTED", LOST);
-    this.become("closed", FINAL[code] ? { reason: FINAL[code] } : {});
+    this.become("closed", { reason: FINAL[code], description });
   }
 
   /** Takes up the session of this tab before it was loaded anew. A tab that was duplicated has the storage, too. */

@@ -188,6 +188,7 @@ test("whoever is replaced (4001) does not come back", async () => {
   await connected(newer);
   await until("the older one is told", () => older.texto.state === "closed");
   assert.equal(older.changes.at(-1).reason, "elsewhere");
+  assert.match(older.changes.at(-1).description, /newer connection/);
   assert.equal(await code(older.texto.send(id, "x")), "EDISCONNECTED");
   assert.equal(newer.texto.clientId, id);
   assert.equal(await accepted(), 2);
@@ -198,7 +199,11 @@ test("whoever is not let in (4003) does not come back", async () => {
   const stranger = person(gateway.url);
   await until("it is told", () => stranger.texto.state === "closed");
   assert.equal(stranger.changes.at(-1).reason, "credentials");
+  assert.match(stranger.changes.at(-1).description, /credentials are required/);
   assert.equal(await accepted(), 1);
+  const impostor = person(gateway.url, { credentials: () => "nonsense" });
+  await until("it is told why", () => impostor.texto.state === "closed");
+  assert.match(impostor.changes.at(-1).description, /no JWT/);
 });
 
 test("credentials are renewed in time", async () => {
