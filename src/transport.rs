@@ -81,6 +81,8 @@ pub enum Duty<R> {
     Claim {
         /// Who.
         client: Uuid,
+        /// Of the token that it has shown: an older one may be under way from a connection that it had before.
+        generation: u64,
     },
     /// Nobody.
     End,

@@ -274,9 +274,9 @@ impl<R> Transport<R> {
             }
             Duty::Promote { client, term } => self.promoted(now, client, term, outcome, actions),
             Duty::End => {}
-            Duty::Claim { client } => {
+            Duty::Claim { client, generation } => {
                 let mut homes = self.homes();
-                let claim = homes.claims.get_mut(&client)?;
+                let claim = homes.claim_of(client, generation)?;
                 let exists = claim.exists;
                 let resumption = match outcome {
                     Outcome::Handed => {
@@ -284,7 +284,8 @@ impl<R> Transport<R> {
                         return None;
                     }
                     Outcome::Busy => Resumption::Refused,
-                    Outcome::NotConnected => Resumption::Lost,
+                    // Nobody is subscribed; whoever has it may have been cut off as long as this node stood still.
+                    Outcome::NotConnected => homes.unanswered(now, false),
                     Outcome::Unreachable => homes.unanswered(now, exists),
                 };
                 homes.claims.remove(&client);

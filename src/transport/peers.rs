@@ -30,7 +30,8 @@ const FEW: usize = 3;
 /// What was seen longer ago than this says nothing about now.
 const LOOKED: Duration = Duration::from_secs(1);
 const LATELY: Duration = Duration::from_secs(60);
-/// After the first link is synced, for so long nobody is declared absent: the others have not said hello yet.
+/// After the first link is synced, and after a standstill, for so long nobody is declared absent: the others have not said
+/// hello yet.
 pub const INTRODUCTION: Duration = Duration::from_millis(500);
 /// A node that no server knows at so many looks in a row is gone.
 const GONE: u32 = 2;
@@ -261,6 +262,13 @@ impl Peers {
         self.write().listening.get_or_insert(now);
     }
 
+    /// This node stood still: whoever began meanwhile has yet to be met.
+    pub fn stood_still(&self, now: Instant) {
+        if let Some(since) = &mut self.write().listening {
+            *since = now;
+        }
+    }
+
     /// Everybody who is known.
     pub fn tags(&self) -> Vec<Tag> {
         self.read().known.keys().copied().collect()
@@ -459,5 +467,9 @@ mod tests {
         assert!(!all(&[1], now));
         assert!(all(&[1], now + IMPATIENCE));
         assert!(!peers.speak_for_all(now, &HashSet::new(), false), "not everybody was asked");
+        now += IMPATIENCE;
+        peers.stood_still(now);
+        assert!(!all(&[1], now), "somebody may have begun meanwhile");
+        assert!(all(&[1], now + INTRODUCTION));
     }
 }

@@ -74,6 +74,11 @@ pub(super) fn told(generation: u64) -> u64 {
     if generation == ANY { 0 } else { generation }
 }
 
+/// The lane of claims with a token: that an older one is refused says nothing of the next.
+fn lane(client: Uuid, generation: u64) -> Uuid {
+    Uuid::from_u128(client.as_u128() ^ u128::from(generation))
+}
+
 /// A claim is decided by whoever hears it, before.
 pub(super) struct Bell(bool);
 
@@ -88,6 +93,11 @@ impl Room<()> for Bell {
 }
 
 impl Homes {
+    /// The claim that is answered by what becomes of one with a token of `generation`.
+    pub(super) fn claim_of(&mut self, client: Uuid, generation: u64) -> Option<&mut Claim> {
+        self.claims.get_mut(&client).filter(|claim| claim.generation == generation)
+    }
+
     /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
     /// not come here: others go on with it.
     pub(super) fn unanswered(&self, now: Instant, exists: bool) -> Resumption {
@@ -131,7 +141,14 @@ impl<R> Transport<R> {
     pub(super) fn submit_claim(&self, now: Instant, client: Uuid, generation: u64, actions: &mut Actions<Duty<R>>) {
         let record = record::encode(0, &Record::Claim(generation));
         let body = envelope::body(Uuid::nil(), client, &record);
-        self.sender().submit(now, client, Channel::Claim(client), body, Duty::Claim { client }, actions);
+        self.sender().submit(
+            now,
+            lane(client, generation),
+            Channel::Claim(client),
+            body,
+            Duty::Claim { client, generation },
+            actions,
+        );
     }
 
     /// The node `tag` wants the session of `client` for one that has a token of `generation`.
@@ -197,11 +214,12 @@ impl<R> Transport<R> {
         let mut due = Vec::new();
         let is_good = !outbox.refuses(generation);
         let is_wanted = || self.peers.standing(tag, place.number) == Standing::Wanted;
-        homes.bell.arrive((tag, client), place, is_wanted, || (), &mut Bell(is_good), &mut due);
+        homes.bell.arrive((tag, lane(client, generation)), place, is_wanted, || (), &mut Bell(is_good), &mut due);
         let is_new = due.iter().any(|due| !due.again && due.decision == Decision::Taken);
         gathered.due(tag, due);
         if tag == self.peers.me() {
-            if is_new && homes.claims.remove(&client).is_some() {
+            if is_new && homes.claim_of(client, generation).is_some() {
+                homes.claims.remove(&client);
                 actions.claims.push((client, Resumption::Here(outbox.clone())));
             }
         } else if is_new {

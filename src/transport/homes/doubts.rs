@@ -204,6 +204,9 @@ impl<R> Transport<R> {
         // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
         if std::mem::replace(&mut homes.is_cut_off, is_cut_off) != is_cut_off || stood_still {
             homes.grow_unsure(now, &self.registry);
+            if stood_still {
+                self.peers.stood_still(now);
+            }
         } else if is_cut_off {
             homes.rests_until = now + REST;
         }
