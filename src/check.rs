@@ -6,6 +6,7 @@
 pub mod at_start;
 pub mod findings;
 
+mod exposed;
 mod failover;
 mod host;
 mod info;
@@ -59,6 +60,7 @@ pub async fn run(args: &CheckArgs, variables: &Variables) -> Findings {
         }
     };
     host::look(&config, keys_to_come, &mut out);
+    exposed::look(&config, &mut out);
     let redis = async {
         match &config.broker {
             BrokerConfig::Embedded => Findings::default(),

@@ -13,7 +13,7 @@ mod values;
 pub mod variables;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -54,6 +54,8 @@ pub struct Config {
     pub limits: Limits,
     /// What resume tokens are signed with.
     pub session_keys: Keys,
+    /// The files of keys for TLS, by their flags.
+    pub tls_keys: Vec<(&'static str, PathBuf)>,
     /// Behaviour on SIGTERM.
     pub drain: DrainConfig,
     /// How long Redis may be away before the node is unready.
@@ -116,6 +118,15 @@ impl Config {
     }
 }
 
+fn tls_keys(args: &ServeArgs) -> Vec<(&'static str, PathBuf)> {
+    let given = [
+        ("tls-key", args.client_tls.key()),
+        ("redis-tls-key", args.redis_tls.written().key()),
+        ("sentinel-tls-key", args.sentinel_tls.written().key()),
+    ];
+    given.into_iter().filter_map(|(flag, path)| Some((flag, path.filter(|path| !path.is_empty())?.into()))).collect()
+}
+
 struct Check<'a> {
     errors: Vec<String>,
     variables: &'a Variables,
@@ -175,6 +186,7 @@ impl Check<'_> {
                 broker: broker?,
                 limits: limits?,
                 session_keys: session_keys?,
+                tls_keys: tls_keys(args),
                 drain: DrainConfig { delay: delay?, window: window? },
                 ready_grace: ready_grace?,
                 isolated_after: isolated_after?,

@@ -195,6 +195,23 @@ async fn a_gateway_that_goes_unready_says_why_and_when_it_is_back() {
     gateway.wait_for_log("ready again, after ", LIMIT).await.unwrap();
 }
 
+/// The crates below would tell all that goes over a connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_filter_lets_texts_and_tokens_into_the_log() {
+    let variables = [("TEXTO_LOG", "trace")];
+    let gateway = Gateway::start(Path::new(env!("CARGO_BIN_EXE_texto")), &[], &variables).await.unwrap();
+    let mut client = Client::connect(gateway.address).await.unwrap();
+    assert_eq!(client.send(client.id, "what only two may know").await.unwrap(), Answer::Ack);
+    assert_eq!(client.receive().await.unwrap().1, "what only two may know");
+    let credentials = "Authorization: Bearer what.nobody.may.know\r\n";
+    assert_eq!(http::get(gateway.address, "/v1/texto?token=hidden", credentials).await.unwrap().status, 426);
+    gateway.wait_for_log("DEBUG", LIMIT).await.unwrap();
+    let log = gateway.log().join("\n");
+    for secret in ["only two may know", "nobody.may.know", "hidden"] {
+        assert!(!log.contains(secret), "{log}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_can_tell_nobody_what_is_wrong_ends_all_the_same() {
     let (_reader, writer) = full_pipe();

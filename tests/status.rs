@@ -278,6 +278,12 @@ async fn the_status_is_where_the_metrics_are_and_nowhere_else() {
     for path in files.into_iter().chain(["/status/icon.svg", "/status.json", "/status/events"]) {
         assert_eq!(http::get(apart.address, path, "").await.unwrap().status, 404, "{path}");
     }
+    // Which servers there are is not for everybody either.
+    for path in ["/readyz", "/readyz?verbose", "/healthz"] {
+        let ready = http::get(apart.address, path, "").await.unwrap();
+        assert_eq!((ready.status, ready.body.as_str()), (200, r#"{"status":"pass"}"#), "{path}");
+        assert!(http::get(admin, path, "").await.unwrap().body.contains("connections"), "{path}");
+    }
     for address in [admin, together.address] {
         for path in files {
             let page = http::get(address, path, "").await.unwrap();

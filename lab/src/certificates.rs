@@ -231,5 +231,7 @@ fn provider() -> Arc<CryptoProvider> {
 pub fn replace(path: &Path, text: &str) -> Result<()> {
     let new = path.with_extension("new");
     std::fs::write(&new, text).with_context(|| format!("can't write {}", new.display()))?;
+    // It may be a key.
+    std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(std::fs::rename(&new, path)?)
 }

@@ -93,6 +93,15 @@ pub enum KeysFlaw {
     /// It would be used as a secret, and everybody has it.
     #[error("it holds {0}: a public key must be in PEM (`-----BEGIN PUBLIC KEY-----`), or in a JWKS")]
     Public(&'static str),
+    /// It is more likely that it came by mistake.
+    #[error(
+        "it holds {0}, and no secret that was made to be one: a secret is a single word, such as `openssl rand -hex 32` prints, \
+         or in a JWKS (\"kty\": \"oct\")"
+    )]
+    Prose(&'static str),
+    /// A secret where public keys were: who reads what has come there by mistake could make credentials.
+    #[error("it holds a secret now, and held public keys before: if that is meant, start anew with it")]
+    Turned,
     /// It can be guessed.
     #[error("the secret has {0} bytes: {1} at the least, such as `openssl rand -hex 32` prints")]
     Short(usize, usize),
@@ -209,6 +218,9 @@ fn secret(bytes: &[u8], allowed: Option<&[Algorithm]>) -> Result<VerifyKey, Keys
     if let Some(what) = public(secret) {
         return Err(KeysFlaw::Public(what));
     }
+    if let Some(what) = prose(secret) {
+        return Err(KeysFlaw::Prose(what));
+    }
     // Whoever asks for an algorithm gets it, or is told.
     let asked = allowed.into_iter().flatten().filter_map(|algorithm| least_secret(*algorithm)).max();
     let least = asked.or(least_secret(HS256)).unwrap_or_default();
@@ -248,6 +260,23 @@ fn public(bytes: &[u8]) -> Option<&'static str> {
     let joined: String = text.split_ascii_whitespace().collect();
     let decoded = STANDARD_PAD_INDIFFERENT.decode(joined).ok()?;
     is_der(&decoded).then_some("base64 of DER without its PEM lines")
+}
+
+/// What is written for people or programs to read, such as an answer of some server in place of a key, can be guessed.
+fn prose(bytes: &[u8]) -> Option<&'static str> {
+    let text = std::str::from_utf8(bytes)
+        .ok()
+        .filter(|text| !text.contains(|c: char| c.is_control() && !c.is_whitespace()))?;
+    if text.contains(char::is_whitespace) {
+        return Some("text of several words");
+    }
+    if text.starts_with("Modulus=") {
+        return Some("the modulus of a public key");
+    }
+    if text.contains("://") {
+        return Some("an address");
+    }
+    text.contains("\":").then_some("a part of something in JSON")
 }
 
 /// Whether it is one whole SEQUENCE of ASN.1 that begins with another, or with a number, as keys do.

@@ -150,7 +150,15 @@ impl FromStr for Pattern {
         if rest.contains('*') {
             return Err("a * stands for all below a name, and only there: https://*.example.org");
         }
-        Ok(Self { origin: format!("{scheme}://{rest}").parse().map_err(|()| EXPECTED)?, below })
+        let origin: PageOrigin = format!("{scheme}://{rest}").parse().map_err(|()| EXPECTED)?;
+        // No page is of those: it would never fit.
+        if ["ws", "wss", "ftp", "file"].contains(&origin.scheme.as_str()) {
+            return Err("the origin is that of the page, not of the WebSocket: it begins with https:// or http://");
+        }
+        if origin.port == Some(0) {
+            return Err("there is no port 0");
+        }
+        Ok(Self { origin, below })
     }
 }
 
@@ -368,6 +376,8 @@ mod tests {
             ("https://*.*.org", "all below a name"),
             ("https://", "such as"),
             ("https://a b", "such as"),
+            ("wss://chat.example.org", "of the page"),
+            ("https://chat.example.org:0", "no port 0"),
             ("null", "such as"),
             ("*", "alone for all"),
         ] {

@@ -148,9 +148,7 @@ impl KeySource {
                 let keys = self.keys();
                 info!(?file, %keys, "credentials are demanded, and verified by the keys of a file");
                 say_skipped(&keys);
-                if keys.has_secret() && files::is_open_to_all(file) {
-                    warn!(?file, "every user of this machine may read the secret of the credentials: chmod 600");
-                }
+                self.say_who_reads(&keys);
             }
             From::Url { fetcher, .. } => {
                 info!(url = %fetcher, "credentials are demanded, and verified by the keys of an address");
@@ -158,6 +156,15 @@ impl KeySource {
                     warn!(url = %fetcher, "the keys of credentials come by http: whoever is on the way can give others; use https");
                 }
             }
+        }
+    }
+
+    fn say_who_reads(&self, keys: &VerifyKeys) {
+        if let From::File(file) = &self.from
+            && keys.has_secret()
+            && files::is_open_to_all(file)
+        {
+            warn!(?file, "every user of this machine may read the secret of the credentials: chmod 600");
         }
     }
 
@@ -212,14 +219,17 @@ impl KeySource {
 
     fn take(&self, read: Result<VerifyKeys, String>) {
         let now = Instant::now();
-        match read {
+        let before = self.keys();
+        let turned = |new: &VerifyKeys| new.has_secret() && !before.is_empty() && !before.has_secret();
+        match read.and_then(|new| if turned(&new) { Err(format!("{self}: {}", KeysFlaw::Turned)) } else { Ok(new) }) {
             Ok(new) => {
                 if self.state().failing.take().is_some() {
                     info!("the keys of credentials can be read again");
                 }
-                if self.keys().digest != new.digest {
+                if before.digest != new.digest {
                     info!(keys = %new, "keys of credentials were read");
                     say_skipped(&new);
+                    self.say_who_reads(&new);
                     *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
                 }
             }

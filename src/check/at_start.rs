@@ -9,13 +9,16 @@ use tracing::{debug, warn};
 
 use super::findings::{Findings, Verdict, printable};
 use super::talk::Talk;
-use super::{host, redis_settings, sentinels};
+use super::{exposed, host, redis_settings, sentinels};
 use crate::broker::Broker;
 use crate::config::{Address, BrokerConfig, Config, RedisConfig, TopologyConfig};
 
 /// What would be noticed only when it is too late, and is told by no link and no watcher. What comes and goes, such as a
 /// Sentinel that does not answer, is theirs to tell.
-const WORST: [&str; 10] = [
+const WORST: [&str; 14] = [
+    "access.origins",
+    "access.proxies",
+    "config.open-files",
     "host.descriptors",
     "host.somaxconn",
     "redis.buffer",
@@ -26,6 +29,7 @@ const WORST: [&str; 10] = [
     "sentinel.quorum",
     "sentinel.replicas",
     "sentinel.tilt",
+    "tls.expiry",
 ];
 /// Everything may be started at once: for so long Redis is waited for, ...
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,6 +41,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub async fn warn_of_the_worst(config: Config, broker: &dyn Broker) {
     let mut found = Findings::default();
     host::look(&config, false, &mut found);
+    exposed::look(&config, &mut found);
     let mut count = say(&found);
     if let BrokerConfig::Redis(redis) = &config.broker {
         let usable = async {

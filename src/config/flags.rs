@@ -37,7 +37,8 @@ pub struct ServeArgs {
     pub listen: String,
     /// Address of its own for /metrics, /status and health
     ///
-    /// /metrics and /status leave the public address then; health is on both. Let nobody but your monitoring reach it.
+    /// /metrics and /status leave the public address then; there, health is a verdict without reasons. Let nobody but your
+    /// monitoring reach it.
     #[arg(long, env = "TEXTO_ADMIN_LISTEN", value_name = "ADDR:PORT", help_heading = NODE)]
     pub admin_listen: Option<String>,
     /// TLS for clients.

@@ -106,6 +106,18 @@ pub struct ClientTls {
     key: Option<String>,
 }
 
+impl<'a> Written<'a> {
+    pub(super) fn key(&self) -> Option<&'a str> {
+        self.key
+    }
+}
+
+impl ClientTls {
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+}
+
 fn given(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }

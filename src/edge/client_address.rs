@@ -17,6 +17,11 @@ pub struct Peer(pub SocketAddr);
 pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
+    /// Whether everybody is believed.
+    pub fn are_all(&self) -> bool {
+        self.0.iter().any(|network| network.prefix_len() == 0)
+    }
+
     /// Reads addresses and networks such as `10.0.0.0/8,::1`, comma-separated.
     ///
     /// # Errors

@@ -80,15 +80,16 @@ pub struct App {
     pub status: Streams,
 }
 
-/// Everything for clients; metrics and status too unless they have an address of their own.
-pub fn public(app: App, with_metrics: bool) -> BoxedFilter<(WarpResponse,)> {
-    let routes = websocket(app.clone()).or(health(app.clone())).unify().or(files(FILES, CONTENT_POLICY)).unify();
-    if with_metrics { routes.or(inside(app)).unify().boxed() } else { routes.boxed() }
+/// Everything for clients; what is inside too, unless that has an address of its own.
+pub fn public(app: App, with_inside: bool) -> BoxedFilter<(WarpResponse,)> {
+    let health = health(app.clone(), with_inside);
+    let routes = websocket(app.clone()).or(health).unify().or(files(FILES, CONTENT_POLICY)).unify();
+    if with_inside { routes.or(inside(app)).unify().boxed() } else { routes.boxed() }
 }
 
 /// Metrics, status and health.
 pub fn admin(app: App) -> BoxedFilter<(WarpResponse,)> {
-    health(app.clone()).or(inside(app)).unify().boxed()
+    health(app.clone(), true).or(inside(app)).unify().boxed()
 }
 
 /// What is not for everybody.
@@ -283,7 +284,8 @@ fn opening(query: &str, address: Option<IpAddr>) -> Opening {
     }
 }
 
-fn health(app: App) -> BoxedFilter<(WarpResponse,)> {
+/// The probes. Why a node is not ready, and which servers it knows, is told `with_reasons` alone.
+fn health(app: App, with_reasons: bool) -> BoxedFilter<(WarpResponse,)> {
     let live = app.health.clone();
     let livez = warp::path!("livez").map(move || {
         if live.lives() {
@@ -297,7 +299,11 @@ fn health(app: App) -> BoxedFilter<(WarpResponse,)> {
         let report = ready.report();
         let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let verbose = query.split('&').any(|pair| pair == "verbose" || pair.starts_with("verbose="));
-        let mut response = if verbose { plain(status, &report.text()) } else { json(status, report.json()) };
+        let mut response = match (with_reasons, verbose) {
+            (false, _) => json(status, report.verdict()),
+            (true, true) => plain(status, &report.text()),
+            (true, false) => json(status, report.json()),
+        };
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(RETRY_AFTER));
         }

@@ -140,6 +140,11 @@ impl Report {
         .to_string()
     }
 
+    /// The status alone, as JSON: for whoever need not know what it comes from.
+    pub fn verdict(&self) -> String {
+        json!({ "status": self.status }).to_string()
+    }
+
     /// As text: one line a check, and one for each link and each Sentinel.
     pub fn text(&self) -> String {
         let mark = |status: &Status| match status {

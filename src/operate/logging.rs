@@ -11,9 +11,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
-use tracing::{error, warn};
+use tracing::{Level, Metadata, error, warn};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
 
@@ -66,11 +69,12 @@ impl Log {
     /// Takes the program's events that pass `filter`, and its panics. To be called once.
     pub fn start(&self, format: LogFormat, filter: &str) {
         let filter = EnvFilter::new(filter);
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(self.clone()).with_target(false);
+        let logs = tracing_subscriber::fmt::layer().with_writer(self.clone()).with_target(false);
         let logs = logs.log_internal_errors(false); // Those would go to standard error, past this.
+        let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_ours));
         match format {
-            LogFormat::Json => logs.json().init(),
-            LogFormat::Text => logs.with_ansi(io::stderr().is_terminal()).init(),
+            LogFormat::Json => registry.with(logs.json()).init(),
+            LogFormat::Text => registry.with(logs.with_ansi(io::stderr().is_terminal())).init(),
         }
         // The hook of the standard library writes to standard error itself, and waits for it.
         std::panic::set_hook(Box::new(|panic| {
@@ -103,6 +107,11 @@ impl Log {
     pub fn lines_dropped(&self) -> IntCounter {
         self.shared.dropped.clone()
     }
+}
+
+/// The crates below trace what goes over connections: texts, credentials, tokens. No filter lets that into the log.
+fn is_ours(event: &Metadata<'_>) -> bool {
+    *event.level() < Level::TRACE || event.target().starts_with("texto")
 }
 
 impl<'a> MakeWriter<'a> for Log {

@@ -50,7 +50,7 @@ pub fn create(file: &Path) -> Result<(), ChangeError> {
     }
 }
 
-/// Changes a file that is there.
+/// Changes a file that is there; where a link points to it, the file. It stays who it belonged to, and as readable.
 ///
 /// # Errors
 /// When it stays as it was.
@@ -60,9 +60,13 @@ pub fn change(file: &Path, change: Change) -> Result<(), ChangeError> {
     let text = fs::read_to_string(file).map_err(|error| KeyFlaw::Unreadable(file.to_owned(), error))?;
     let text = changed(&text, change, new_line()?).ok_or_else(|| ChangeError::OneKey(file.to_owned()))?;
     let write = || {
-        let new = New::beside(file, &text)?;
-        fs::set_permissions(&new.0, fs::metadata(file)?.permissions())?;
-        fs::rename(&new.0, file)
+        let file = file.canonicalize()?;
+        let before = fs::metadata(&file)?;
+        let new = New::beside(&file, &text)?;
+        #[cfg(unix)]
+        give_as(&new.0, &before)?;
+        fs::set_permissions(&new.0, before.permissions())?;
+        fs::rename(&new.0, &file)
     };
     write().map_err(|error| ChangeError::Unwritable(file.to_owned(), error))
 }
@@ -106,6 +110,14 @@ impl Drop for New {
     }
 }
 
+/// Whoever may read the file before, such as the gateway's user, may read it after root has changed it.
+#[cfg(unix)]
+fn give_as(new: &Path, before: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let is_same = fs::metadata(new).is_ok_and(|now| (now.uid(), now.gid()) == (before.uid(), before.gid()));
+    if is_same { Ok(()) } else { chown(new, Some(before.uid()), Some(before.gid())) }
+}
+
 fn private(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -144,6 +156,22 @@ mod tests {
         assert!(matches!(change(&folder.path().join("none"), Change::Add), Err(ChangeError::Keys(_))));
         assert!(matches!(create(&folder.path().join("no/folder")), Err(ChangeError::Unwritable(..))));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something is left over");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_stays_where_it_is_and_whose_it_is() {
+        use std::os::unix::fs::{MetadataExt, chown, symlink};
+        let folder = tempfile::TempDir::new().unwrap();
+        let [file, link] = ["keys", "link"].map(|name| folder.path().join(name));
+        create(&file).unwrap();
+        symlink("keys", &link).unwrap();
+        // Only root can give a file away.
+        let owner = if chown(&file, Some(65534), None).is_ok() { 65534 } else { fs::metadata(&file).unwrap().uid() };
+        change(&link, Change::Add).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(Keys::from_file(&file).unwrap().fingerprints().len(), 2);
+        assert_eq!(fs::metadata(&file).unwrap().uid(), owner);
     }
 
     #[cfg(unix)]

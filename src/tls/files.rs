@@ -18,6 +18,8 @@ use crate::operate::repeats::Repeats;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// How a certificate begins, wherever in a line that is.
+const BEGIN: &[u8; 18] = b"BEGIN CERTIFICATE-";
 /// Bytes of a file: more than all authorities of a system have.
 const MOST_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -67,10 +69,19 @@ pub enum Flaw {
     #[error("the file {0:?} holds no certificate: it must be PEM, with a line -----BEGIN CERTIFICATE-----")]
     NoCertificate(PathBuf),
     /// No key.
-    #[error(
-        "the file {0:?} holds no private key: it must be PEM, with a line -----BEGIN PRIVATE KEY-----, and not encrypted"
-    )]
+    #[error("the file {0:?} holds no private key: it must be PEM, with a line -----BEGIN PRIVATE KEY-----")]
     NoKey(PathBuf),
+    /// Nobody is here to type its passphrase.
+    #[error(
+        "the private key in the file {0:?} is encrypted: `openssl pkey -in FILE -out NEW` takes the passphrase away"
+    )]
+    Encrypted(PathBuf),
+    /// Some of what it holds would not be seen.
+    #[error(
+        "the file {0:?} has {1} times BEGIN CERTIFICATE, and {2} of them can be read: each line -----BEGIN CERTIFICATE----- must \
+         stand alone in its line, with nothing before it (was a file joined to one that ends without a line end?)"
+    )]
+    Hidden(PathBuf, usize, usize),
     /// PEM that is cut or mangled.
     #[error("the file {0:?} is damaged: {1}")]
     Damaged(PathBuf, &'static str),
@@ -157,6 +168,11 @@ impl Contents {
         });
         let key = self.part(at + 1, Part::Key, &paths.key).and_then(|bytes| {
             let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| match error {
+                pem::Error::NoItemsFound if has(bytes, b"BEGIN ENCRYPTED") => Flaw::Encrypted(paths.key.clone()),
+                pem::Error::NoItemsFound if has(bytes, b"PRIVATE KEY-") => Flaw::Damaged(
+                    paths.key.clone(),
+                    "its line -----BEGIN … PRIVATE KEY----- must have nothing before it",
+                ),
                 pem::Error::NoItemsFound => Flaw::NoKey(paths.key.clone()),
                 error => Flaw::Damaged(paths.key.clone(), damage(&error)),
             });
@@ -184,9 +200,15 @@ impl Contents {
     }
 }
 
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|at| at == part)
+}
+
 fn certificates(bytes: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, Flaw> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
+    let begun = bytes.windows(BEGIN.len()).filter(|part| *part == BEGIN).count();
     match found {
+        Ok(found) if found.len() < begun => Err(Flaw::Hidden(path.to_owned(), begun, found.len())),
         Ok(found) if found.is_empty() => Err(Flaw::NoCertificate(path.to_owned())),
         Ok(found) => Ok(found),
         Err(error) => Err(Flaw::Damaged(path.to_owned(), damage(&error))),
@@ -286,13 +308,20 @@ impl<T: Send + Sync + 'static> Reread<T> {
         }
         let mut said = Repeats::default();
         let mut doubtful = None;
+        let mut is_flawed = false;
         loop {
             tokio::time::sleep(LOOK).await;
             let this = self.clone();
             let Ok(found) = tokio::task::spawn_blocking(move || this.look()).await else { continue }; // The program ends.
             let flawed = match found {
-                Found::Same => None,
+                Found::Same => {
+                    if std::mem::take(&mut is_flawed) {
+                        info!(files = ?self.paths, "{}: certificates can be read again, and are as they were", self.whose);
+                    }
+                    None
+                }
                 Found::New(made, digest) => {
+                    is_flawed = false;
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(made), digest);
                     info!(files = ?self.paths, "{}: certificates were read again; new connections use them", self.whose);
                     None
@@ -302,6 +331,7 @@ impl<T: Send + Sync + 'static> Reread<T> {
             // Two files are not replaced at once: only what stays as it is has a flaw.
             let before = std::mem::replace(&mut doubtful, flawed.as_ref().map(|(_, digest)| *digest));
             let Some((flaws, _)) = flawed.filter(|(_, digest)| before == Some(*digest)) else { continue };
+            is_flawed = true;
             for flaw in flaws {
                 if let Some(again) = said.note(Instant::now(), &flaw.to_string()) {
                     let whose = self.whose;
@@ -335,5 +365,23 @@ mod tests {
         let flaws = contents.identity(0, &identity).unwrap_err();
         let said = flaws.iter().map(ToString::to_string).collect::<String>();
         assert!(said.contains("X.509 version 1") && !said.contains("Other"), "{said}");
+    }
+
+    /// What is joined to a file without a line end at its end: the reader of PEM passes over it.
+    #[test]
+    fn a_certificate_that_would_not_be_seen_is_a_flaw() {
+        let one = texto_lab::certificates::Authority::new("ours").unwrap().pem();
+        let path = Path::new("bundle.pem");
+        let of = |text: &str| certificates(text.as_bytes(), path);
+        assert_eq!(of(&format!("# ours\r\n{one}{one}")).unwrap().len(), 2);
+        for glued in [
+            format!("{}{one}", one.trim_end()),
+            format!("\u{feff}{one}{one}"),
+            one.replace("-----BEGIN", " -----BEGIN"),
+        ] {
+            let flaw = of(&glued).unwrap_err();
+            assert!(matches!(flaw, Flaw::Hidden(..)), "{flaw}");
+        }
+        assert!(matches!(of("nothing"), Err(Flaw::NoCertificate(_))));
     }
 }

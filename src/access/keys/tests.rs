@@ -112,11 +112,30 @@ fn what_came_instead_of_a_key_or_was_mangled_is_no_secret() {
         let flaw = read(&text);
         assert!(matches!(flaw, Err(KeysFlaw::Public(_))), "{}: {flaw:?}", text.escape_ascii());
     }
-    for secret in
-        ["<k3s!no page at all, but a secret", "[0;32m is where this secret begins.", "--END-- of it is no end"]
-    {
+    for secret in ["<k3s!no-page-at-all,but-a-secret", "[0;32m-is-where-this-secret-begins", "--END--of-it-is-no-end"] {
         assert!(read(format!("{secret:x<32}").as_bytes()).is_ok(), "{secret}");
     }
+}
+
+/// Whoever can guess it could sign with it.
+#[test]
+fn what_people_or_programs_wrote_for_others_to_read_is_no_secret() {
+    for text in [
+        "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
+        "HTTP/2 200\r\ncontent-type: application/json\r\n\r\n{\"keys\":[]}",
+        "// the keys of the login\n{\"keys\":[{\"kty\":\"RSA\",\"n\":\"AQAB\"}]}",
+        "\"keys\":[{\"kty\":\"RSA\",\"n\":\"AQAB\",\"e\":\"AQAB\"}]}",
+        "\"https://login.example.org/.well-known/jwks.json\"",
+        "Modulus=C0FFEEC0FFEEC0FFEEC0FFEEC0FFEEC0FFEEC0FFEE",
+        "Public-Key: (2048 bit)\nModulus:\n    00:c0:ff:ee:c0:ff:ee:c0:ff:ee",
+    ] {
+        let flaw = read(text.as_bytes());
+        assert!(matches!(flaw, Err(KeysFlaw::Prose(_))), "{text}: {flaw:?}");
+    }
+    // As a JWK it is meant to be one, whatever it holds.
+    let oct = Jwk::from_encoding_key(&EncodingKey::from_secret(b"a secret that has blanks, and is long enough"), HS256)
+        .unwrap();
+    assert!(read(serde_json::to_string(&oct).unwrap().as_bytes()).unwrap().has_secret());
 }
 
 #[test]

@@ -80,7 +80,11 @@ impl TlsMetrics {
     pub(super) fn show(&self) {
         let Some(certificates) = self.certificates.get() else { return };
         for (shown_to, expiry) in certificates() {
-            let Some(expiry) = expiry.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) else { continue };
+            let Some(expiry) = expiry.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) else {
+                // That of the certificate before would be a lie. There may have been none.
+                let _ = self.expiry.remove_label_values(&[shown_to]);
+                continue;
+            };
             self.expiry.with_label_values(&[shown_to]).set(i64::try_from(expiry.as_secs()).unwrap_or(i64::MAX));
         }
     }
