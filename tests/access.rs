@@ -252,6 +252,8 @@ async fn texto_token_says_what_is_wrong() {
     let pair = issuer.pair("P-256", "key");
     let short = issuer.folder.path().join("short");
     std::fs::write(&short, "hunter2").unwrap();
+    let set = issuer.folder.path().join("set");
+    std::fs::write(&set, r#"{"keys":[{"kty":"EC","crv":"P-256","x":"hunter2","y":"hunter2"}]}"#).unwrap();
     let run = |arguments: &[&str]| {
         let output = std::process::Command::new(issuer::BINARY).arg("token").args(arguments).output().unwrap();
         assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
@@ -262,6 +264,7 @@ async fn texto_token_says_what_is_wrong() {
         (&["--key-file", "/nowhere/key"][..], "can't read"),
         (&["--key-file", public], "holds no private key"),
         (&["--key-file", short.to_str().unwrap()], "has 7 bytes, and HS256 needs 32"),
+        (&["--key-file", set.to_str().unwrap()], "something in JSON, and no secret"),
         (&["--key-file", private, "--algorithm", "RS256"], "ES256"),
         (&["--key-file", private, "--expires-in", "soon"], "--expires-in"),
     ] {

@@ -215,11 +215,8 @@ fn of_secret(bytes: usize) -> Vec<Algorithm> {
 fn secret(bytes: &[u8], allowed: Option<&[Algorithm]>) -> Result<VerifyKey, KeysFlaw> {
     let end = bytes.iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
     let secret = &bytes[..end];
-    if let Some(what) = public(secret) {
-        return Err(KeysFlaw::Public(what));
-    }
-    if let Some(what) = prose(secret) {
-        return Err(KeysFlaw::Prose(what));
+    if let Some(flaw) = no_secret(secret) {
+        return Err(flaw);
     }
     // Whoever asks for an algorithm gets it, or is told.
     let asked = allowed.into_iter().flatten().filter_map(|algorithm| least_secret(*algorithm)).max();
@@ -228,6 +225,11 @@ fn secret(bytes: &[u8], allowed: Option<&[Algorithm]>) -> Result<VerifyKey, Keys
         return Err(KeysFlaw::Short(secret.len(), least));
     }
     Ok(VerifyKey { kid: None, algorithms: of_secret(secret.len()), key: DecodingKey::from_secret(secret) })
+}
+
+/// Why it is more likely that it came by mistake than that it is a secret.
+pub(super) fn no_secret(bytes: &[u8]) -> Option<KeysFlaw> {
+    public(bytes).map(KeysFlaw::Public).or_else(|| prose(bytes).map(KeysFlaw::Prose))
 }
 
 /// What people have that is a public key in another form, or that came instead of one: as a secret, everybody would know it.

@@ -7,7 +7,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::keys::{ALL, least_secret};
+use super::keys::{ALL, KeysFlaw, least_secret, no_secret};
 use crate::config::cli::TokenArgs;
 
 /// Longer ones are a mistake.
@@ -21,9 +21,12 @@ pub enum MintError {
     Unreadable(PathBuf, std::io::Error),
     /// It is no key that signs.
     #[error(
-        "--key-file: the file {0:?} holds no private key for RSA, P-256, P-384 or Ed25519 (PKCS#8: `openssl pkcs8 -topk8 -nocrypt`), and no secret"
+        "--key-file: the file {0:?} holds no private key for RSA (2048 bits or more), P-256, P-384 or Ed25519 (PKCS#8: `openssl pkcs8 -topk8 -nocrypt`), and no secret"
     )]
     NoKey(PathBuf),
+    /// A gateway would not take it for one either.
+    #[error("--key-file: the file {0:?}: {1}")]
+    NoSecret(PathBuf, KeysFlaw),
     /// It is too short for what is asked of it.
     #[error("--key-file: the secret has {0} bytes, and {1:?} needs {2}")]
     Short(usize, Algorithm, usize),
@@ -46,6 +49,11 @@ pub fn run(args: &TokenArgs) -> Result<String, MintError> {
     let file = || args.key_file.clone();
     let bytes = std::fs::read(&args.key_file).map_err(|error| MintError::Unreadable(file(), error))?;
     let (key, good_for) = key(&bytes).ok_or_else(|| MintError::NoKey(file()))?;
+    if least_secret(good_for[0]).is_some()
+        && let Some(flaw) = no_secret(key.as_bytes())
+    {
+        return Err(MintError::NoSecret(file(), flaw));
+    }
     let algorithm = match &args.algorithm {
         None => good_for[0],
         Some(name) => name.parse().ok().filter(|algorithm| good_for.contains(algorithm)).ok_or_else(|| {
