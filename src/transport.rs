@@ -398,7 +398,9 @@ mod tests {
     use std::time::Duration;
 
     use super::envelope::{Place, body, head};
+    use super::record::Opening;
     use super::*;
+    use crate::outbox::copy::Copy;
     use crate::outbox::tests::outbox;
 
     const OTHER: Tag = 2;
@@ -465,18 +467,68 @@ mod tests {
         assert_eq!(decided.load(Ordering::SeqCst) as u64, NUMBERS);
     }
 
+    fn session(client: Uuid) -> Arc<Outbox> {
+        Arc::new(Outbox::resumable(client, 1, &Limits::small(9, 99), &crate::outbox::tests::unbounded()))
+    }
+
+    #[test]
+    fn a_session_that_is_over_takes_nothing_of_its_successor_along() {
+        let now = Instant::now();
+        let registry = Arc::<Registry>::default();
+        let transport = transport(now, registry.clone());
+        meet(&transport, now);
+        let client = Uuid::from_u128(7);
+        let (before, after) = (session(client), session(client));
+        for outbox in [&before, &after] {
+            registry.keep(outbox.clone());
+            transport.opened(now, client, &mut Actions::default());
+        }
+        assert_eq!(transport.standbys(), (1, 0));
+        transport.ended(now, &before, &mut Actions::default());
+        assert_eq!(transport.standbys(), (1, 0), "nobody looks after its standby");
+        registry.remove(&after);
+        transport.ended(now, &after, &mut Actions::default());
+        assert_eq!(transport.standbys(), (0, 0));
+    }
+
+    /// Its home has ended it, and this node stood still for longer than it was told so.
+    #[test]
+    fn a_copy_that_nobody_answers_for_is_dropped() {
+        let start = Instant::now();
+        let registry = Arc::<Registry>::default();
+        let transport = transport(start, registry.clone());
+        meet(&transport, start);
+        let mut actions = Actions::default();
+        transport.sender().link_up(start, 0, &mut actions);
+        transport.link_synced(start, 0, &mut actions);
+        transport.look_after_homes(start, &mut actions);
+        let client = Uuid::from_u128(7);
+        let copy =
+            Copy::new(OTHER, 1, Opening { generation: 1, ..Opening::default() }, &crate::outbox::tests::unbounded());
+        registry.keep_copy(client, Box::new(copy));
+        // Both say hello all the time.
+        let hello = Hello { floor: 0, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
+        let look = |after: Duration| {
+            for tag in [1, OTHER] {
+                transport.peers.hello(start + after, tag, &hello);
+            }
+            transport.look_after_homes(start + after, &mut Actions::default());
+            registry.copies()
+        };
+        let woken = Duration::from_secs(2);
+        for tenth in 0..100 {
+            assert_eq!(look(woken + tenth * Duration::from_millis(100)), 1, "{tenth}");
+        }
+        assert_eq!(look(woken + Duration::from_millis(10_500)), 0);
+    }
+
     /// Whoever had no standby may have got another home during the gap.
     #[test]
     fn the_first_message_after_a_gap_is_not_taken_before_the_gap_is_noticed() {
         let start = Instant::now();
         for gap in [Duration::ZERO, Duration::from_secs(1)] {
             let registry = Arc::<Registry>::default();
-            let receiver = Arc::new(Outbox::resumable(
-                Uuid::from_u128(7),
-                1,
-                &Limits::small(9, 99),
-                &crate::outbox::tests::unbounded(),
-            ));
+            let receiver = session(Uuid::from_u128(7));
             registry.keep(receiver.clone());
             let transport = transport(start, registry.clone());
             meet(&transport, start);

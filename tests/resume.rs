@@ -10,6 +10,7 @@ use texto_lab::client::{self, Answer, Client};
 use texto_lab::gateway::Gateway;
 use texto_lab::resumer::{Resumer, closed, next, write};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use uuid::Uuid;
 
 async fn gateway(arguments: &[&str]) -> Gateway {
@@ -110,6 +111,61 @@ async fn an_old_token_is_refused_once_the_client_has_used_a_newer_one() {
     assert!(!thief.resumed);
     assert_ne!(thief.id, id);
     person.settle().await.unwrap();
+}
+
+/// Ends the session in order, and waits until it is gone.
+async fn end(mut person: Resumer, sender: &mut Client) -> (Uuid, String) {
+    let frame = CloseFrame { code: 1000.into(), reason: "".into() };
+    person.socket.close(Some(frame)).await.unwrap();
+    assert_eq!(closed(&mut person.socket).await.unwrap(), 1000);
+    let (id, token) = person.breaks();
+    gone(sender, id).await;
+    (id, token)
+}
+
+/// The client knows positions of the session before, and takes nothing that is not higher.
+#[tokio::test]
+async fn who_has_not_heard_that_its_session_began_anew_is_told_so_again() {
+    let gateway = gateway(&[]).await;
+    let mut sender = Client::connect(gateway.address).await.unwrap();
+    let mut person = Resumer::begin(gateway.address).await.unwrap();
+    for text in ["a", "b", "c"] {
+        assert_eq!(sender.send(person.id, text).await.unwrap(), Answer::Ack);
+        person.receive().await.unwrap();
+    }
+    let (id, token) = end(person, &mut sender).await;
+    let lost = Resumer::resume(gateway.address, &token, 3).await.unwrap();
+    assert_eq!((lost.id, lost.resumed), (id, false));
+    lost.breaks();
+    for text in ["d", "e"] {
+        assert_eq!(sender.send(id, text).await.unwrap(), Answer::Ack);
+    }
+    let mut person = Resumer::resume(gateway.address, &token, 3).await.unwrap();
+    assert_eq!((person.id, person.resumed), (id, false));
+    assert_eq!(person.receive().await.unwrap(), (1, "d".to_owned()));
+    assert_eq!(person.receive().await.unwrap(), (2, "e".to_owned()));
+    // With its new token it goes on, unless it says that it has what there never was.
+    let (_, token) = person.breaks();
+    let person = Resumer::resume(gateway.address, &token, 2).await.unwrap();
+    assert!(person.resumed);
+    let (_, token) = person.breaks();
+    assert!(!Resumer::resume(gateway.address, &token, 1_000_000_000).await.unwrap().resumed);
+}
+
+#[tokio::test]
+async fn who_comes_twice_at_one_moment_gets_one_session() {
+    let gateway = gateway(&[]).await;
+    let mut sender = Client::connect(gateway.address).await.unwrap();
+    let person = Resumer::begin(gateway.address).await.unwrap();
+    let (id, token) = end(person, &mut sender).await;
+    let come = || Resumer::resume(gateway.address, &token, 0);
+    let (one, other) = tokio::join!(come(), come());
+    for person in [one, other].into_iter().flatten() {
+        assert_eq!((person.id, person.resumed), (id, false));
+    }
+    let mut person = come().await.unwrap();
+    assert_eq!(sender.send(id, "to one").await.unwrap(), Answer::Ack);
+    assert_eq!(person.receive().await.unwrap(), (1, "to one".to_owned()));
 }
 
 #[tokio::test]

@@ -56,6 +56,11 @@ pub fn has_begun_anew(generation: u64) -> bool {
     generation >= ANEW
 }
 
+/// Whether a session of `generation` has begun [anew] since it had given a token of `token`: positions are others.
+pub fn is_numbered_anew(generation: u64, token: u64) -> bool {
+    generation / ANEW != token / ANEW
+}
+
 /// A session's own numbers for its messages, from 1 on.
 pub type Position = u64;
 

@@ -94,7 +94,7 @@ impl Requests {
     }
 
     /// Forgets what was acknowledged longer ago than `window`: the client has heard of it, or is gone. Returns whether
-    /// nothing is left.
+    /// nothing is left, and nobody waits for an answer.
     pub(super) fn forget(&mut self, now: Instant, window: Duration) -> bool {
         while self.acknowledged.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= window) {
             self.forget_oldest();
@@ -103,7 +103,7 @@ impl Requests {
             self.acknowledged.shrink_to_fit();
             self.known.shrink_to_fit();
         }
-        self.known.is_empty()
+        self.known.is_empty() && self.plain.is_empty()
     }
 }
 
@@ -150,6 +150,11 @@ mod tests {
         requests.begin_plain(ID);
         requests.disconnected();
         assert_eq!(requests.answered(ID, Outcome::Handed), 0, "somebody else has the session now");
+        requests.begin_plain(ID);
+        let later = Instant::now() + Duration::from_secs(60);
+        assert!(!requests.forget(later, Duration::from_secs(30)), "somebody waits for an answer");
+        assert_eq!(requests.answered(ID, Outcome::Handed), 1);
+        assert!(requests.forget(later, Duration::from_secs(30)));
     }
 
     #[test]

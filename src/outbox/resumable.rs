@@ -148,6 +148,13 @@ impl Outbox {
         self.lock().log().is_none_or(|log| generation < log.proven)
     }
 
+    /// Whether a client with a token of `generation`, who has everything up to `seq`, misses nothing here: not if the session
+    /// has begun anew since, nor if somebody else with its credentials has had what it has not.
+    pub fn continues(&self, generation: u64, seq: Position) -> bool {
+        let of = |log: &Log| !log::is_numbered_anew(log.generation, generation) && (log.had..=log.last).contains(&seq);
+        self.lock().log().is_some_and(of)
+    }
+
     /// Whether nothing is taken any more: it is over, or [moves](Self::is_moving).
     pub fn is_sealed(&self) -> bool {
         self.lock().sealed

@@ -79,7 +79,10 @@ impl Begun {
         request: Uuid,
     ) -> Option<Self> {
         let outbox = Arc::new(outbox);
-        context.registry.keep(outbox.clone());
+        // The same client may come twice at one moment: the other one's session is this one's as well.
+        if !context.registry.keep_first(&outbox) {
+            return None;
+        }
         context.broker.joined(outbox.client());
         Self::attached(context, outbox, (generation, 0), Some(Ticket { first_issue, resumed: false }), Some(request))
     }
@@ -280,11 +283,14 @@ async fn find(
         return Ok(Begun::stranger(context, request));
     };
     let first_issue = NonZeroU64::new(first_issue);
-    let (ticket, resumes) = (Ticket { first_issue, resumed: true }, &context.metrics.sessions.resumes);
+    let resumes = &context.metrics.sessions.resumes;
     let (begun, counter) = match context.broker.resume(client, generation).await {
         // Whoever has claimed it at the same moment, and was waited for, may have had another token.
         Resumption::Here(outbox) if !outbox.refuses(generation) => {
-            (Begun::attached(context, outbox, (generation, wish.seq), Some(ticket), Some(request)), &resumes.resumed)
+            let (seq, resumed) = continued(&outbox, generation, wish.seq);
+            let ticket = Ticket { first_issue, resumed };
+            let counter = if resumed { &resumes.resumed } else { &resumes.lost };
+            (Begun::attached(context, outbox, (generation, seq), Some(ticket), Some(request)), counter)
         }
         Resumption::Lost => {
             let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
@@ -294,6 +300,13 @@ async fn find(
         Resumption::Unsure => return Err(unsure(context)),
     };
     Ok(begun.inspect(|_| counter.inc()))
+}
+
+/// From where on a client goes on that has a token of `generation` and everything up to `seq`, and whether it misses nothing.
+/// The answer that its session had begun anew may not have reached it, for example: then it knows none of its positions.
+fn continued(outbox: &Outbox, generation: u64, seq: u64) -> (u64, bool) {
+    let continues = outbox.continues(generation, seq);
+    (if continues { seq } else { 0 }, continues)
 }
 
 fn unsure(context: &Context) -> End {
@@ -319,14 +332,16 @@ async fn identified(
     }
     let (first_issue, generation) =
         (claims.and_then(|claims| NonZeroU64::new(claims.first_issue)), claims.map_or(0, |claims| claims.generation));
-    let seq = claims.map_or(0, |_| wish.seq);
     let resumes = &context.metrics.sessions.resumes;
     loop {
         let ticket = |resumed| wish.resumable.then_some(Ticket { first_issue, resumed });
         let (begun, counter) = match context.broker.resume(client, ANY).await {
             // Who has not shown that it was here before has missed what it was.
             Resumption::Here(outbox) => {
-                (Begun::attached(context, outbox, (ANY, seq), ticket(claims.is_some()), answer), &resumes.resumed)
+                let (seq, resumed) =
+                    claims.map_or((0, false), |claims| continued(&outbox, claims.generation, wish.seq));
+                let counter = if resumed { &resumes.resumed } else { &resumes.lost };
+                (Begun::attached(context, outbox, (ANY, seq), ticket(resumed), answer), counter)
             }
             Resumption::Unsure => return Err(unsure(context)),
             Resumption::Refused | Resumption::Lost => {

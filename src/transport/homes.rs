@@ -195,7 +195,10 @@ impl<R> Transport<R> {
         let client = outbox.client();
         let mut homes = self.homes();
         let standby = outbox.standby();
-        homes.let_go(client, standby);
+        // Its client may have another one here by now, which is looked after.
+        if self.session(client).is_none_or(|held| std::ptr::eq(&*held, outbox)) {
+            homes.let_go(client, standby);
+        }
         if let Some((tag, term)) = standby {
             self.dismiss(now, client, tag, term, actions);
         }
@@ -378,7 +381,9 @@ impl<R> Transport<R> {
         }
         self.tell_returned(now, homes, actions);
         let mut gathered = Gathered::default();
-        for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), AT_ONCE) {
+        // Nothing is taken over by what was seen before this node may have been cut off.
+        let most = if self.sender().has_looked(now) { AT_ONCE } else { 0 };
+        for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), most) {
             if !self.may_take_over(now, homes, client) {
                 self.drop_copy(client, actions);
                 continue;

@@ -151,6 +151,8 @@ pub struct Sender<R> {
     tokens: f64,
     tokens_at: Instant,
     look: Look,
+    /// When the last look began that a server has answered.
+    looked: Option<Instant>,
     deaf: Arc<AtomicBool>,
     ever_heard: bool,
 }
@@ -184,6 +186,7 @@ impl<R> Sender<R> {
             tokens: TOKENS,
             tokens_at: now,
             look: Look::default(),
+            looked: None,
             deaf: Arc::default(),
             ever_heard: false,
         }

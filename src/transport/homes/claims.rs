@@ -184,7 +184,8 @@ impl<R> Transport<R> {
                 knock.asked = Some(now);
                 self.question(client, Channel::Node(its_home), 0, actions);
             }
-            if (hangs || self.peers.is_gone(its_home)) && self.may_take_over(now, &homes, client) {
+            let is_over = (hangs || self.peers.is_gone(its_home)) && self.sender().has_looked(now);
+            if is_over && self.may_take_over(now, &homes, client) {
                 let reason = if self.peers.hangs(its_home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
                 homes.distrusted.insert(its_home, now + DISTRUST);
                 self.take_over(now, &mut homes, client, reason, actions);

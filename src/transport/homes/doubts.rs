@@ -29,6 +29,8 @@ const STOOD_STILL: Duration = Duration::from_millis(700);
 const REST: Duration = Duration::from_secs(3);
 /// A home that did not answer for so long is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// Nobody has answered what was asked about a copy for so long: the session is over, and this node has not heard of it.
+const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// How it is found out whether a session has got another home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +70,8 @@ impl Doubt {
 pub(super) struct Question {
     /// An answer has it, so one from before the gap is none.
     nonce: u64,
-    asked: Option<Instant>,
+    /// When it was asked for the first time, and last.
+    asked: Option<(Instant, Instant)>,
 }
 
 /// Whether this node may have missed something since it looked last.
@@ -291,7 +294,7 @@ impl<R> Transport<R> {
     /// none. The copy of one that is gone before it could say so is [dropped](Self::may_take_over).
     pub(super) fn ask_about_copies(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
         let is_due =
-            |question: &Question| question.asked.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN);
+            |question: &Question| question.asked.is_none_or(|(_, at)| now.saturating_duration_since(at) >= ASK_AGAIN);
         let due = homes.unsure.iter().filter(|(_, question)| is_due(question)).map(|(client, _)| *client);
         let due: Vec<Uuid> = due.take(AT_ONCE).collect();
         for client in due {
@@ -299,8 +302,14 @@ impl<R> Transport<R> {
                 homes.unsure.remove(&client);
                 continue;
             }
+            let first = homes.unsure.get(&client).and_then(|question| question.asked).map_or(now, |(first, _)| first);
+            if now.saturating_duration_since(first) >= UNANSWERED {
+                homes.unsure.remove(&client);
+                self.drop_copy(client, actions);
+                continue;
+            }
             let nonce = homes.new_term() ^ self.peers.me(); // No other node's.
-            homes.unsure.insert(client, Question { nonce, asked: Some(now) });
+            homes.unsure.insert(client, Question { nonce, asked: Some((first, now)) });
             self.question(client, Channel::Claim(client), nonce, actions);
         }
     }

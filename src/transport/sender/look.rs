@@ -12,10 +12,14 @@ use crate::transport::envelope::Tag;
 /// A node that has not been seen since a link is up may come yet, for so long: after an outage the others are not back at
 /// once.
 const RELY_AFTER: Duration = Duration::from_secs(2);
+/// A look that began longer ago says nothing of how it is now: with a node that stood still meanwhile, and lost its
+/// connections, others may have done without it.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// A look that is under way.
 #[derive(Debug, Default)]
 pub(super) struct Look {
+    began: Option<Instant>,
     asked: Vec<Tag>,
     waiting: Links,
     answered: Links,
@@ -46,8 +50,11 @@ impl<R> Sender<R> {
         let held = |link: &LinkId| {
             self.links[*link].up_since.is_some_and(|since| now.saturating_duration_since(since) >= RELY_AFTER)
         };
-        let Look { mut asked, answered, present, .. } = std::mem::take(&mut self.look);
+        let Look { began, mut asked, answered, present, .. } = std::mem::take(&mut self.look);
         let answered = answered & self.up;
+        if answered != 0 {
+            self.looked = began;
+        }
         let has_held = links(answered).any(|link| held(&link));
         let has_been_seen = |link: &Link, tag: Tag| {
             link.has_had.contains(&tag)
@@ -69,6 +76,11 @@ impl<R> Sender<R> {
             self.links[link].look = true;
             actions.wake |= bit(link);
         }
-        self.look = Look { asked: tags, waiting: self.up, ..Look::default() };
+        self.look = Look { began: Some(now), asked: tags, waiting: self.up, ..Look::default() };
+    }
+
+    /// Whether some server has answered a look lately: what this node knows of the others is of now.
+    pub fn has_looked(&self, now: Instant) -> bool {
+        self.looked.is_some_and(|at| now.saturating_duration_since(at) < FRESH)
     }
 }
