@@ -91,6 +91,8 @@ pub(super) struct Homes {
     /// It was, when it was looked at last.
     is_cut_off: bool,
     rests_until: Instant,
+    /// It stood still for a moment until then, and has not seen since how things are.
+    woke: Option<Instant>,
     /// It has rested since it stood still, and knows what became of its sessions meanwhile.
     is_sure: bool,
     /// Copies of which it is not known whether their homes still want them: those are asked.
@@ -130,6 +132,7 @@ impl Homes {
             leaving: false,
             is_cut_off: false,
             rests_until: now,
+            woke: None,
             is_sure: true,
             unsure: BTreeMap::new(),
             doubted: BTreeMap::new(),
@@ -381,8 +384,7 @@ impl<R> Transport<R> {
         }
         self.tell_returned(now, homes, actions);
         let mut gathered = Gathered::default();
-        // Nothing is taken over by what was seen before this node may have been cut off.
-        let most = if self.sender().has_looked(now) { AT_ONCE } else { 0 };
+        let most = if self.is_awake(homes) { AT_ONCE } else { 0 };
         for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), most) {
             if !self.may_take_over(now, homes, client) {
                 self.drop_copy(client, actions);

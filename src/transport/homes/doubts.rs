@@ -25,6 +25,9 @@ use crate::transport::sender::Actions;
 
 /// A node that stood still for longer has missed what others said; its copies may be old.
 const STOOD_STILL: Duration = Duration::from_millis(700);
+/// A node that stood still for longer, and has lost its connections without knowing it yet, may have been taken for dead: it
+/// becomes nobody's home until a server has answered it again. It looks more often than that, and others look twice.
+const DOZED: Duration = Duration::from_millis(120);
 /// So long after that, it takes over nothing by itself.
 const REST: Duration = Duration::from_secs(3);
 /// A home that did not answer for so long is asked again.
@@ -97,12 +100,13 @@ impl Attention {
         self.looked.store(self.nanos(now), Ordering::Relaxed);
     }
 
-    fn stood_still(&self, now: Instant) -> bool {
-        Duration::from_nanos(self.nanos(now).saturating_sub(self.looked.load(Ordering::Relaxed))) > STOOD_STILL
+    /// For how long it has not looked.
+    fn pause(&self, now: Instant) -> Duration {
+        Duration::from_nanos(self.nanos(now).saturating_sub(self.looked.load(Ordering::Relaxed)))
     }
 
     fn is_good(&self, now: Instant) -> bool {
-        !self.deaf.load(Ordering::Relaxed) && !self.stood_still(now)
+        !self.deaf.load(Ordering::Relaxed) && self.pause(now) <= DOZED
     }
 }
 
@@ -203,7 +207,11 @@ impl<R> Transport<R> {
     /// is to know that before it follows what it sees of them.
     pub(super) fn notice_gap(&self, now: Instant, homes: &mut Homes) -> bool {
         let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
-        let stood_still = self.attention.stood_still(now);
+        let pause = self.attention.pause(now);
+        if pause > DOZED {
+            homes.woke = Some(now);
+        }
+        let stood_still = pause > STOOD_STILL;
         // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
         if std::mem::replace(&mut homes.is_cut_off, is_cut_off) != is_cut_off || stood_still {
             homes.grow_unsure(now, &self.registry);
@@ -215,6 +223,12 @@ impl<R> Transport<R> {
         }
         self.attention.looks(now);
         is_cut_off
+    }
+
+    /// Whether what this node knows of the others is of now, and not of before it stood still for a moment.
+    pub(super) fn is_awake(&self, homes: &mut Homes) -> bool {
+        homes.woke.take_if(|woke| self.sender().has_looked(*woke));
+        homes.woke.is_none()
     }
 
     /// Whether nobody is left who could say if the session has got another home: its standby, `tag`, has died.

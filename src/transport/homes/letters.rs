@@ -47,6 +47,7 @@ pub(super) struct Post<'a, R> {
     transport: &'a Transport<R>,
     budget: &'a Arc<Budget>,
     leaving: bool,
+    is_awake: bool,
     gap: Gap<'a>,
     tag: Tag,
     effects: Vec<Effect>,
@@ -85,13 +86,14 @@ impl<R> Room<Letter> for Post<'_, R> {
                 known
             }
             Record::Promote { generation, proven } => {
-                let is_sure = !self.gap.is_unsure(client) && !self.gap.is_past(client, generation);
+                let is_sure = self.is_awake && !self.gap.is_unsure(client) && !self.gap.is_past(client, generation);
                 let known = is_sure && self.with_copy(client, term, |copy| copy.learn(0, 0, proven)).is_some();
-                let home = self.transport.home(client).is_some_and(|outbox| outbox.generation() >= generation);
+                // Also one that it gives to another already: its answer to the first letter may have been lost.
+                let has_been = self.transport.session(client).is_some_and(|outbox| outbox.generation() >= generation);
                 if known {
                     self.effects.push(Effect::Promoted(client, generation));
                 }
-                known || home
+                known || has_been
             }
             Record::End => {
                 if self.with_copy(client, term, |_| ()).is_some() {
@@ -171,9 +173,9 @@ impl<R> Transport<R> {
         let (tag, client) = (envelope.tag, envelope.sender);
         let Some((term, record)) = record::decode(envelope.text) else { return false };
         let mut homes = self.homes();
-        let leaving = homes.leaving;
+        let (leaving, is_awake) = (homes.leaving, self.is_awake(&mut homes));
         let (desk, budget, gap) = homes.at_the_desk(now, tag);
-        let mut post = Post { transport: self, budget, leaving, gap, tag, effects: Vec::new(), waiting: 0 };
+        let mut post = Post { transport: self, budget, leaving, is_awake, gap, tag, effects: Vec::new(), waiting: 0 };
         let make = || Letter { client, id: envelope.id, term, record };
         let mut due = Vec::new();
         let is_wanted = || self.peers.standing(tag, envelope.place.number) == Standing::Wanted;

@@ -12,9 +12,6 @@ use crate::transport::envelope::Tag;
 /// A node that has not been seen since a link is up may come yet, for so long: after an outage the others are not back at
 /// once.
 const RELY_AFTER: Duration = Duration::from_secs(2);
-/// A look that began longer ago says nothing of how it is now: with a node that stood still meanwhile, and lost its
-/// connections, others may have done without it.
-const FRESH: Duration = Duration::from_millis(500);
 
 /// A look that is under way.
 #[derive(Debug, Default)]
@@ -79,8 +76,8 @@ impl<R> Sender<R> {
         self.look = Look { began: Some(now), asked: tags, waiting: self.up, ..Look::default() };
     }
 
-    /// Whether some server has answered a look lately: what this node knows of the others is of now.
-    pub fn has_looked(&self, now: Instant) -> bool {
-        self.looked.is_some_and(|at| now.saturating_duration_since(at) < FRESH)
+    /// Whether some server has answered a look that began `since` then, or later.
+    pub fn has_looked(&self, since: Instant) -> bool {
+        self.looked.is_some_and(|at| at >= since)
     }
 }
