@@ -384,7 +384,7 @@ impl<R> Transport<R> {
         }
         self.tell_returned(now, homes, actions);
         let mut gathered = Gathered::default();
-        let most = if self.is_awake(homes) { AT_ONCE } else { 0 };
+        let most = if self.is_awake(now, homes) { AT_ONCE } else { 0 };
         for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), most) {
             if !self.may_take_over(now, homes, client) {
                 self.drop_copy(client, actions);

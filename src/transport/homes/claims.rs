@@ -184,7 +184,7 @@ impl<R> Transport<R> {
                 knock.asked = Some(now);
                 self.question(client, Channel::Node(its_home), 0, actions);
             }
-            let is_over = (hangs || self.peers.is_gone(its_home)) && self.is_awake(&mut homes);
+            let is_over = (hangs || self.peers.is_gone(its_home)) && self.is_awake(now, &mut homes);
             if is_over && self.may_take_over(now, &homes, client) {
                 let reason = if self.peers.hangs(its_home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
                 homes.distrusted.insert(its_home, now + DISTRUST);

@@ -225,10 +225,20 @@ impl<R> Transport<R> {
         is_cut_off
     }
 
-    /// Whether what this node knows of the others is of now, and not of before it stood still for a moment.
-    pub(super) fn is_awake(&self, homes: &mut Homes) -> bool {
-        homes.woke.take_if(|woke| self.sender().has_looked(*woke));
-        homes.woke.is_none()
+    /// Whether what this node knows of the others is of now, and not of before it stood still for a moment. If it lost
+    /// a link by that, it has missed something as well.
+    pub(super) fn is_awake(&self, now: Instant, homes: &mut Homes) -> bool {
+        let Some(woke) = homes.woke else { return true };
+        let sender = self.sender();
+        let (has_looked, has_lost) = (sender.has_looked(woke), sender.has_lost(woke));
+        drop(sender);
+        if has_looked {
+            homes.woke = None;
+            if has_lost {
+                homes.grow_unsure(now, &self.registry);
+            }
+        }
+        has_looked
     }
 
     /// Whether nobody is left who could say if the session has got another home: its standby, `tag`, has died.

@@ -173,7 +173,7 @@ impl<R> Transport<R> {
         let (tag, client) = (envelope.tag, envelope.sender);
         let Some((term, record)) = record::decode(envelope.text) else { return false };
         let mut homes = self.homes();
-        let (leaving, is_awake) = (homes.leaving, self.is_awake(&mut homes));
+        let (leaving, is_awake) = (homes.leaving, self.is_awake(now, &mut homes));
         let (desk, budget, gap) = homes.at_the_desk(now, tag);
         let mut post = Post { transport: self, budget, leaving, is_awake, gap, tag, effects: Vec::new(), waiting: 0 };
         let make = || Letter { client, id: envelope.id, term, record };

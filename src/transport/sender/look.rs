@@ -80,4 +80,9 @@ impl<R> Sender<R> {
     pub fn has_looked(&self, since: Instant) -> bool {
         self.looked.is_some_and(|at| at >= since)
     }
+
+    /// Whether a link was lost since then.
+    pub fn has_lost(&self, since: Instant) -> bool {
+        self.lost_at.is_some_and(|at| at >= since)
+    }
 }
