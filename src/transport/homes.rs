@@ -28,7 +28,7 @@ pub(super) use self::claims::Call;
 pub use self::claims::Resumption;
 use self::claims::{Claim, KNOCK, Knock};
 pub(super) use self::doubts::Attention;
-use self::doubts::{Doubt, Question};
+use self::doubts::{Doubt, Doze, Question};
 use self::lacking::Lacking;
 use self::letters::Letter;
 pub use self::moves::MoveReason;
@@ -91,8 +91,8 @@ pub(super) struct Homes {
     /// It was, when it was looked at last.
     is_cut_off: bool,
     rests_until: Instant,
-    /// It stood still for a moment until then, and has not seen since how things are.
-    woke: Option<Instant>,
+    /// It stood still for a moment, and has not seen since how things are.
+    doze: Option<Doze>,
     /// It has rested since it stood still, and knows what became of its sessions meanwhile.
     is_sure: bool,
     /// Copies of which it is not known whether their homes still want them: those are asked.
@@ -132,7 +132,7 @@ impl Homes {
             leaving: false,
             is_cut_off: false,
             rests_until: now,
-            woke: None,
+            doze: None,
             is_sure: true,
             unsure: BTreeMap::new(),
             doubted: BTreeMap::new(),

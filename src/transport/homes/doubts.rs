@@ -28,6 +28,8 @@ const STOOD_STILL: Duration = Duration::from_millis(700);
 /// A node that stood still for longer, and has lost its connections without knowing it yet, may have been taken for dead: it
 /// becomes nobody's home until a server has answered it again. It looks more often than that, and others look twice.
 const DOZED: Duration = Duration::from_millis(120);
+/// If it stood still for longer, and lost a link by that, its home may have done without it. A busy machine's pauses are shorter.
+const MISSED: Duration = Duration::from_millis(300);
 /// So long after that, it takes over nothing by itself.
 const REST: Duration = Duration::from_secs(3);
 /// A home that did not answer for so long is asked again.
@@ -75,6 +77,13 @@ pub(super) struct Question {
     nonce: u64,
     /// When it was asked for the first time, and last.
     asked: Option<(Instant, Instant)>,
+}
+
+/// This node stood still for a moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Doze {
+    until: Instant,
+    lasted: Duration,
 }
 
 /// Whether this node may have missed something since it looked last.
@@ -209,7 +218,8 @@ impl<R> Transport<R> {
         let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
         let pause = self.attention.pause(now);
         if pause > DOZED {
-            homes.woke = Some(now);
+            let lasted = homes.doze.map_or(pause, |before| before.lasted.max(pause));
+            homes.doze = Some(Doze { until: now, lasted });
         }
         let stood_still = pause > STOOD_STILL;
         // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
@@ -225,16 +235,16 @@ impl<R> Transport<R> {
         is_cut_off
     }
 
-    /// Whether what this node knows of the others is of now, and not of before it stood still for a moment. If it lost
-    /// a link by that, it has missed something as well.
+    /// Whether what this node knows of the others is of now, and not of before it stood still for a moment. If that was long
+    /// enough, and it lost a link by it, it has missed something as well.
     pub(super) fn is_awake(&self, now: Instant, homes: &mut Homes) -> bool {
-        let Some(woke) = homes.woke else { return true };
+        let Some(Doze { until, lasted }) = homes.doze else { return true };
         let sender = self.sender();
-        let (has_looked, has_lost) = (sender.has_looked(woke), sender.has_lost(woke));
+        let (has_looked, has_lost) = (sender.has_looked(until), sender.has_lost(until));
         drop(sender);
         if has_looked {
-            homes.woke = None;
-            if has_lost {
+            homes.doze = None;
+            if has_lost && lasted > MISSED {
                 homes.grow_unsure(now, &self.registry);
             }
         }
