@@ -83,7 +83,7 @@ impl Gateway {
     /// Waits until all links are synced.
     async fn is_whole(&self, cluster: &Cluster) {
         until("every server has a link", LIMIT, async || {
-            let body = http::get(self.address, "/readyz", "").await.ok()?.body;
+            let body = http::get(self.admin, "/readyz", "").await.ok()?.body;
             (body.matches(r#""state":"synced""#).count() == cluster.servers.len()).then_some(())
         })
         .await

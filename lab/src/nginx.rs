@@ -74,7 +74,8 @@ fn configuration(folder: &Path, address: SocketAddr, gateways: &[SocketAddr], lo
     let paths: String = paths.iter().map(|path| format!("  {path}_temp_path {folder}/{path};\n")).collect();
     format!(
         "daemon off;
-worker_processes 1;
+# One process: workers would outlive a master that is killed, as a test's end does it.
+master_process off;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log warn;
 events {{ worker_connections 4096; }}
