@@ -195,6 +195,8 @@ impl<R> Transport<R> {
         // One that is just over is found nowhere in a moment.
         if let Some(outbox) = home.filter(|outbox| !outbox.is_sealed())
             && !homes.doubted.contains_key(&client)
+            // Else its standby may have answered, for this node seemed to hang, and says so in a moment.
+            && self.is_awake(now, &mut homes)
         {
             self.answer_claim(now, &mut homes, &outbox, call, gathered, actions);
         }

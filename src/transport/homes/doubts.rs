@@ -218,8 +218,9 @@ impl<R> Transport<R> {
         let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
         let pause = self.attention.pause(now);
         if pause > DOZED {
-            let lasted = homes.doze.map_or(pause, |before| before.lasted.max(pause));
-            homes.doze = Some(Doze { until: now, lasted });
+            // One that follows another is not waited for as well: with a machine that has no time there is no end of them.
+            let doze = homes.doze.get_or_insert(Doze { until: now, lasted: pause });
+            doze.lasted = doze.lasted.max(pause);
         }
         let stood_still = pause > STOOD_STILL;
         // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
