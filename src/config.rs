@@ -124,7 +124,7 @@ fn tls_keys(args: &ServeArgs) -> Vec<(&'static str, PathBuf)> {
         ("redis-tls-key", args.redis_tls.written().key()),
         ("sentinel-tls-key", args.sentinel_tls.written().key()),
     ];
-    given.into_iter().filter_map(|(flag, path)| Some((flag, path.filter(|path| !path.is_empty())?.into()))).collect()
+    given.into_iter().filter_map(|(flag, path)| Some((flag, path?.into()))).collect()
 }
 
 struct Check<'a> {

@@ -76,7 +76,8 @@ impl Registry {
     }
 
     /// Makes the outbox of a session that can be resumed reachable until it is [removed](Self::remove). One that was
-    /// there before has to yield: its client has begun anew.
+    /// there before has to yield.
+    #[cfg(test)]
     pub fn keep(&self, outbox: Arc<Outbox>) {
         let before = self.shard(outbox.client()).clients.insert(outbox.client(), outbox.clone());
         self.succeed(before, &outbox);
@@ -91,8 +92,9 @@ impl Registry {
         }
     }
 
-    /// The same for a client that anybody may be with good credentials, and at the same moment: unless there is a session
-    /// already that they could have. Returns whether it is reachable now.
+    /// Makes the outbox of a session that can be resumed reachable until it is [removed](Self::remove), unless there is one
+    /// already that its client could have: it may come twice at the same moment, and whoever has its credentials may be it. Any
+    /// other that was there has to yield. Returns whether it is reachable now.
     pub fn keep_first(&self, outbox: &Arc<Outbox>) -> bool {
         let client = outbox.client();
         let mut shard = self.shard(client);
@@ -102,12 +104,7 @@ impl Registry {
         }
         shard.clients.insert(client, outbox.clone());
         drop(shard);
-        if let Some(before) = before {
-            before.close(CloseOrder::Moved);
-        }
-        if let Some(order) = self.order() {
-            outbox.close(order);
-        }
+        self.succeed(before, outbox);
         true
     }
 
@@ -149,7 +146,7 @@ impl Registry {
         self.take_copy(&mut shard, client).is_some()
     }
 
-    /// The same, for it is the home: what `make` makes of the copy is [kept](Self::keep) in its place, so that the channel
+    /// The same, for it is the home: what `make` makes of the copy is [kept](Self::keep_first) in its place, so that the channel
     /// of claims is wanted all the time. `make` must not use this registry.
     pub fn promote(&self, client: Uuid, make: impl FnOnce(Copy) -> Outbox) -> Option<Arc<Outbox>> {
         let mut shard = self.shard(client);

@@ -412,11 +412,22 @@ mod tests {
         Transport::new(now, (1, "one"), times, &Limits::small(9, 99), budget, registry, fastrand::Rng::with_seed(1))
     }
 
+    fn hello(floor: Number) -> Hello {
+        Hello { floor, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() }
+    }
+
+    /// One that knows the other node, and what it has.
+    fn met(now: Instant) -> (Arc<Registry>, Transport<()>) {
+        let registry = Arc::<Registry>::default();
+        let transport = transport(now, registry.clone());
+        meet(&transport, now);
+        (registry, transport)
+    }
+
     /// The other node is known, and wants everything.
     fn meet(transport: &Transport<()>, now: Instant) {
-        let hello = Hello { floor: 0, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
         let nonce = transport.peers.question(now, OTHER, false).unwrap();
-        transport.peers.answered(now, OTHER, nonce, &hello);
+        transport.peers.answered(now, OTHER, nonce, &hello(0));
     }
 
     /// Copies that come over several links, while their lane is forgotten because one of them was decided.
@@ -429,7 +440,6 @@ mod tests {
         let _registration = registry.register(receiver.clone());
         let transport = transport(now, registry.clone());
         meet(&transport, now);
-        let hello = |floor| Hello { floor, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
         let (decided, newest, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
         let barrier = Barrier::new(2);
         let channel = Channel::Client(receiver.client()).name();
@@ -474,9 +484,7 @@ mod tests {
     #[test]
     fn a_session_that_is_over_takes_nothing_of_its_successor_along() {
         let now = Instant::now();
-        let registry = Arc::<Registry>::default();
-        let transport = transport(now, registry.clone());
-        meet(&transport, now);
+        let (registry, transport) = met(now);
         let client = Uuid::from_u128(7);
         let (before, after) = (session(client), session(client));
         for outbox in [&before, &after] {
@@ -495,9 +503,7 @@ mod tests {
     #[test]
     fn a_copy_that_nobody_answers_for_is_dropped() {
         let start = Instant::now();
-        let registry = Arc::<Registry>::default();
-        let transport = transport(start, registry.clone());
-        meet(&transport, start);
+        let (registry, transport) = met(start);
         let mut actions = Actions::default();
         transport.sender().link_up(start, 0, &mut actions);
         transport.link_synced(start, 0, &mut actions);
@@ -507,10 +513,9 @@ mod tests {
             Copy::new(OTHER, 1, Opening { generation: 1, ..Opening::default() }, &crate::outbox::tests::unbounded());
         registry.keep_copy(client, Box::new(copy));
         // Both say hello all the time.
-        let hello = Hello { floor: 0, writes: envelope::VERSION, reads: envelope::VERSION, name: String::new() };
         let look = |after: Duration| {
             for tag in [1, OTHER] {
-                transport.peers.hello(start + after, tag, &hello);
+                transport.peers.hello(start + after, tag, &hello(0));
             }
             transport.look_after_homes(start + after, &mut Actions::default());
             registry.copies()

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::findings::Findings;
+use super::host::CONFIGURATION;
 use crate::config::{Config, option};
 use crate::files;
 use crate::tls::Expiries;
 
-const CONFIGURATION: &str = "the configuration";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// As long as the alert gives.
-const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const SOON: Duration = Duration::from_secs(7 * DAY.as_secs());
 
 pub(super) fn look(config: &Config, out: &mut Findings) {
     certificates(config.certificate_expiries(), SystemTime::now(), out);
@@ -20,23 +20,22 @@ pub(super) fn look(config: &Config, out: &mut Findings) {
 }
 
 fn certificates(expiries: Expiries, now: SystemTime, out: &mut Findings) {
+    let days = |time: Duration| time.as_secs() / DAY.as_secs();
     for (shown_to, expiry) in expiries {
         let Some(expiry) = expiry else { continue };
         let place = format!("the certificate for {shown_to}");
         let change = "a new certificate in the file: it is read again by itself";
         match expiry.duration_since(now) {
             Err(_) => {
-                let ago = now.duration_since(expiry).unwrap_or_default().as_secs() / DAY.as_secs();
-                let found = format!("it has expired, {ago} days ago");
+                let found =
+                    format!("it has expired, {} days ago", days(now.duration_since(expiry).unwrap_or_default()));
                 out.wrong("tls.expiry", place, found, "whoever looks at it connects no more", change);
             }
             Ok(left) if left < SOON => {
-                let found = format!("it expires in {} days", left.as_secs() / DAY.as_secs());
+                let found = format!("it expires in {} days", days(left));
                 out.doubtful("tls.expiry", place, found, "whoever looks at it connects no more then", change);
             }
-            Ok(left) => {
-                out.well("tls.expiry", place, format!("it is good for {} days", left.as_secs() / DAY.as_secs()))
-            }
+            Ok(left) => out.well("tls.expiry", place, format!("it is good for {} days", days(left))),
         }
     }
 }

@@ -14,7 +14,7 @@ const BACKLOG: u64 = 1024;
 const FEW_PORTS: u64 = 10_000;
 
 const PLACE: &str = "this host";
-const CONFIGURATION: &str = "the configuration";
+pub(super) const CONFIGURATION: &str = "the configuration";
 
 /// What the system says.
 #[derive(Clone, Copy, Debug, Default)]

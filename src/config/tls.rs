@@ -114,7 +114,7 @@ impl<'a> Written<'a> {
 
 impl ClientTls {
     pub(super) fn key(&self) -> Option<&str> {
-        self.key.as_deref()
+        given(&self.key)
     }
 }
 

@@ -75,8 +75,8 @@ impl Begun {
         context: &Arc<Context>,
         outbox: Outbox,
         generation: u64,
-        first_issue: Option<NonZeroU64>,
-        request: Uuid,
+        ticket: Option<Ticket>,
+        answer: Option<Uuid>,
     ) -> Option<Self> {
         let outbox = Arc::new(outbox);
         // The same client may come twice at one moment: the other one's session is this one's as well.
@@ -84,13 +84,13 @@ impl Begun {
             return None;
         }
         context.broker.joined(outbox.client());
-        Self::attached(context, outbox, (generation, 0), Some(Ticket { first_issue, resumed: false }), Some(request))
+        Self::attached(context, outbox, (generation, 0), ticket, answer)
     }
 
     /// The same, its client being new as well.
     fn stranger(context: &Arc<Context>, request: Uuid) -> Option<Self> {
         let outbox = Outbox::resumable(Uuid::new_v4(), 0, &context.limits, &context.budget);
-        Self::fresh(context, outbox, 0, None, request)
+        Self::fresh(context, outbox, 0, Some(Ticket { first_issue: None, resumed: false }), Some(request))
     }
 }
 
@@ -294,7 +294,8 @@ async fn find(
         }
         Resumption::Lost => {
             let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
-            (Begun::fresh(context, outbox, generation, first_issue, request), &resumes.lost)
+            let ticket = Ticket { first_issue, resumed: false };
+            (Begun::fresh(context, outbox, generation, Some(ticket), Some(request)), &resumes.lost)
         }
         Resumption::Here(_) | Resumption::Refused => (Begun::stranger(context, request), &resumes.refused),
         Resumption::Unsure => return Err(unsure(context)),
@@ -346,14 +347,7 @@ async fn identified(
             Resumption::Unsure => return Err(unsure(context)),
             Resumption::Refused | Resumption::Lost => {
                 let outbox = Outbox::anew(Instant::now(), client, generation, &context.limits, &context.budget);
-                let outbox = Arc::new(outbox);
-                let begun = if context.registry.keep_first(&outbox) {
-                    context.broker.joined(client);
-                    Begun::attached(context, outbox, (ANY, 0), ticket(false), answer)
-                } else {
-                    None
-                };
-                (begun, &resumes.lost)
+                (Begun::fresh(context, outbox, ANY, ticket(false), answer), &resumes.lost)
             }
         };
         if let Some(begun) = begun {
