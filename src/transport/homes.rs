@@ -150,11 +150,6 @@ impl Homes {
         self.terms
     }
 
-    /// Whether what this node has not heard says something.
-    fn hears_others(&self, now: Instant) -> bool {
-        !self.is_cut_off && self.is_rested(now)
-    }
-
     fn is_rested(&self, now: Instant) -> bool {
         now >= self.rests_until
     }
@@ -269,9 +264,10 @@ impl<R> Transport<R> {
                         homes.distrusted.insert(tag, now + DISTRUST);
                     }
                     let is_doubted = homes.doubted.contains_key(&client);
-                    if homes.is_rested(now) && self.is_unvouched(&homes, client, tag) {
+                    let is_settled = self.is_settled(now, &mut homes);
+                    if is_settled && self.is_unvouched(&homes, client, tag) {
                         self.give_up(now, &mut homes, client, actions);
-                    } else if outcome == Outcome::Busy || !homes.is_rested(now) || is_doubted {
+                    } else if outcome == Outcome::Busy || !is_settled || is_doubted {
                         homes.refused.push_back((now + REFUSED, client, term));
                     } else {
                         self.replace_standby(now, &mut homes, &outbox, actions);
@@ -291,8 +287,8 @@ impl<R> Transport<R> {
                     }
                     Outcome::Busy => Resumption::Refused,
                     // Nobody is subscribed; whoever has it may have been cut off as long as this node stood still.
-                    Outcome::NotConnected => homes.unanswered(now, false),
-                    Outcome::Unreachable => homes.unanswered(now, exists),
+                    Outcome::NotConnected => self.unanswered(now, &mut homes, false),
+                    Outcome::Unreachable => self.unanswered(now, &mut homes, exists),
                 };
                 homes.claims.remove(&client);
                 actions.claims.push((client, resumption));
@@ -350,7 +346,7 @@ impl<R> Transport<R> {
 
     /// Standbys that are gone are replaced; the sessions of homes that are gone are taken over.
     fn follow_nodes(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
-        if !homes.is_rested(now) {
+        if !self.is_settled(now, homes) {
             return;
         }
         if !self.sender().in_motion(now) {
@@ -384,8 +380,7 @@ impl<R> Transport<R> {
         }
         self.tell_returned(now, homes, actions);
         let mut gathered = Gathered::default();
-        let most = if self.is_awake(now, homes) { AT_ONCE } else { 0 };
-        for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), most) {
+        for (home, client) in self.registry.copies_of(|tag| self.peers.is_gone(tag), AT_ONCE) {
             if !self.may_take_over(now, homes, client) {
                 self.drop_copy(client, actions);
                 continue;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::doubts::Doubt;
 use super::moves::{Goal, MoveReason};
 use super::{DISTRUST, Homes};
 use crate::outbox::log::{ANY, is_past};
@@ -97,13 +98,6 @@ impl Homes {
     pub(super) fn claim_of(&mut self, client: Uuid, generation: u64) -> Option<&mut Claim> {
         self.claims.get_mut(&client).filter(|claim| claim.generation == generation)
     }
-
-    /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
-    /// not come here: others go on with it.
-    pub(super) fn unanswered(&self, now: Instant, exists: bool) -> Resumption {
-        let is_lost = self.hears_others(now) && !self.leaving && !exists;
-        if is_lost { Resumption::Lost } else { Resumption::Unsure }
-    }
 }
 
 impl<R> Transport<R> {
@@ -195,10 +189,13 @@ impl<R> Transport<R> {
         // One that is just over is found nowhere in a moment.
         if let Some(outbox) = home.filter(|outbox| !outbox.is_sealed())
             && !homes.doubted.contains_key(&client)
-            // Else its standby may have answered, for this node seemed to hang, and says so in a moment.
-            && self.is_awake(now, &mut homes)
         {
-            self.answer_claim(now, &mut homes, &outbox, call, gathered, actions);
+            if self.is_awake(now, &mut homes) {
+                self.answer_claim(now, &mut homes, &outbox, call, gathered, actions);
+            } else if place.attempt > 0 && outbox.standby().is_some() {
+                // Its standby may have answered, for this node seemed to hang. It is to say so, and no other.
+                homes.doubted.insert(client, Doubt::New);
+            }
         }
     }
 
@@ -235,6 +232,13 @@ impl<R> Transport<R> {
         }
     }
 
+    /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
+    /// not come here: others go on with it.
+    pub(super) fn unanswered(&self, now: Instant, homes: &mut Homes, exists: bool) -> Resumption {
+        let hears_others = !homes.is_cut_off && self.is_settled(now, homes);
+        if hears_others && !homes.leaving && !exists { Resumption::Lost } else { Resumption::Unsure }
+    }
+
     pub(super) fn repeat_claims(&self, now: Instant, homes: &mut Homes, actions: &mut Actions<Duty<R>>) {
         let mut again = Vec::new();
         let mut lost = Vec::new();
@@ -248,7 +252,8 @@ impl<R> Transport<R> {
         }
         for (client, exists) in lost {
             homes.claims.remove(&client);
-            actions.claims.push((client, homes.unanswered(now, exists)));
+            let resumption = self.unanswered(now, homes, exists);
+            actions.claims.push((client, resumption));
         }
         for (client, generation) in again {
             self.submit_claim(now, client, generation, actions);

@@ -252,6 +252,12 @@ impl<R> Transport<R> {
         has_looked
     }
 
+    /// Whether this node may go by whom it does not hear: it has rested, and is awake. Else a session's standby may have taken
+    /// it over meanwhile, and a newer one, or this node alone, would know nothing of that.
+    pub(super) fn is_settled(&self, now: Instant, homes: &mut Homes) -> bool {
+        self.is_awake(now, homes) && homes.is_rested(now)
+    }
+
     /// Whether nobody is left who could say if the session has got another home: its standby, `tag`, has died.
     pub(super) fn is_unvouched(&self, homes: &Homes, client: Uuid, tag: Tag) -> bool {
         let is_doubted = homes.doubted.contains_key(&client) && !homes.awaits_word(client);

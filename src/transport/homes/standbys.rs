@@ -158,7 +158,7 @@ impl<R> Transport<R> {
             return;
         };
         let Some((tag, _)) = outbox.standby().filter(|(_, now)| *now == term) else { return };
-        if !homes.is_rested(now) || homes.awaits_word(client) {
+        if !self.is_settled(now, homes) || homes.awaits_word(client) {
             return homes.refused.push_back((now + REFUSED, client, term));
         }
         if self.is_unvouched(homes, client, tag) {
