@@ -53,13 +53,8 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn echo(mut socket: Socket) {
-    let mut early = None;
     loop {
-        let incoming = match early.take() {
-            Some(incoming) => incoming,
-            None => socket.next().await,
-        };
-        let sent = match incoming {
+        let sent = match socket.next().await {
             Incoming::Text(text) => socket.feed(Message::Text(text)).await,
             Incoming::Binary(bytes) => socket.feed(Message::Binary(bytes)).await,
             Incoming::Ping | Incoming::Pong(_) => Ok(()),
@@ -71,6 +66,6 @@ async fn echo(mut socket: Socket) {
             return;
         }
         // A session does this after a second of rest; here it is done all the time, to be tested.
-        (socket, early) = socket.compact().await;
+        socket = socket.compact().await;
     }
 }

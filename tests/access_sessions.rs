@@ -9,13 +9,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use issuer::{Answered, BINARY, Issuer, bearer, closed, gateway, next, refused, register, send, token};
+use futures_util::StreamExt;
+use issuer::{Answered, BINARY, Issuer, bearer, closed, gateway, next, open, refused, register, send, token};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 use texto_lab::gateway::Gateway;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -245,6 +248,49 @@ async fn a_connection_to_another_node_takes_over_as_well_and_nothing_is_lost() {
     let mut again = person(one.address, &key, id).await;
     assert_eq!(send(&mut sender.socket, from, id, "after").await, "ack");
     while text(&mut again).await != "after" {}
+}
+
+#[tokio::test]
+async fn a_node_that_stood_still_takes_nobody_away_for_a_client_that_has_gone() {
+    let issuer = Issuer::new();
+    let key = issuer.secret("s");
+    let redis = RedisServer::start("127.0.0.1", issuer.folder.path(), &[], None).await.unwrap();
+    let [one, two] = two(&redis, &issuer.folder, &key).await;
+    let id = Uuid::new_v4();
+    let token = of(&key, &id.to_string(), "1h");
+    let mut sender = person(two.address, &key, Uuid::new_v4()).await;
+    let from = sender.id();
+    let mut person = person(two.address, &key, id).await;
+    let resume = person.resume_token();
+    for data in [json!({ "token": token, "resume": resume, "seq": 0 }), json!({ "token": token, "resumable": true })] {
+        let mut late = open(one.address, "/v1/texto?register=1", &[]).await.unwrap();
+        one.signal(Signal::SIGSTOP);
+        issuer::write(&mut late, &json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data })).await;
+        late.get_mut().shutdown().await.unwrap();
+        one.signal(Signal::SIGCONT);
+        while let Some(Ok(message)) = late.next().await {
+            assert!(!message.is_text(), "{message}");
+        }
+        assert_eq!(send(&mut sender.socket, from, id, "still here").await, "ack");
+        assert_eq!(text(&mut person).await, "still here");
+    }
+    // The same with credentials in the handshake alone.
+    let mut late = TcpStream::connect(one.address).await.unwrap();
+    one.signal(Signal::SIGSTOP);
+    let handshake = format!(
+        "GET /v1/texto HTTP/1.1\r\nHost: {}\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer {token}\r\n\r\n",
+        one.address
+    );
+    late.write_all(handshake.as_bytes()).await.unwrap();
+    late.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap(); // A close frame.
+    late.shutdown().await.unwrap();
+    one.signal(Signal::SIGCONT);
+    let mut said = Vec::new();
+    let _ = late.read_to_end(&mut said).await; // It may be reset.
+    assert!(!String::from_utf8_lossy(&said).contains("client_id"));
+    assert_eq!(send(&mut sender.socket, from, id, "and still").await, "ack");
+    assert_eq!(text(&mut person).await, "and still");
 }
 
 #[tokio::test]

@@ -232,6 +232,8 @@ pub struct Socket {
     grown: bool,
     /// Compression, if it was agreed.
     deflate: Option<Deflate>,
+    /// What was looked at before its time. Boxed, for there is hardly ever something.
+    ahead: Option<Box<Incoming>>,
 }
 
 /// Compression as a socket has it.
@@ -279,11 +281,14 @@ impl Socket {
         frames.feed(&early);
         let stream = Tracked { stream: Paced { stream, pause: None }, frames, inflating };
         let stream = WebSocketStream::from_partially_read(stream, early, Role::Server, Some(bounds.config())).await;
-        Self { stream: Box::new(stream), bounds, queued: 0, grown: false, deflate }
+        Self { stream: Box::new(stream), bounds, queued: 0, grown: false, deflate, ahead: None }
     }
 
     /// Waits for a message. Cancel safe.
     pub async fn next(&mut self) -> Incoming {
+        if let Some(ahead) = self.ahead.take() {
+            return *ahead;
+        }
         match self.stream.next().await {
             None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed)) => Incoming::Closed(None),
             Some(Ok(Message::Text(text))) => {
@@ -299,6 +304,14 @@ impl Socket {
             Some(Ok(Message::Pong(payload))) => Incoming::Pong(payload),
             Some(Err(error)) => violation(&error),
         }
+    }
+
+    /// What is just there. It stays for [`next`](Self::next).
+    pub fn peek(&mut self) -> Option<&Incoming> {
+        if self.ahead.is_none() {
+            self.ahead = self.next().now_or_never().map(Box::new);
+        }
+        self.ahead.as_deref()
     }
 
     /// Queues a message; writes when enough are queued. Not cancel safe: the message may be queued.
@@ -332,23 +345,20 @@ impl Socket {
 
     /// Whether there is memory to give back.
     pub fn is_grown(&self) -> bool {
-        self.grown
+        self.grown && self.ahead.is_none()
     }
 
-    /// Gives back the memory of large messages, if nothing is half read or half written. A message
-    /// that is just there is returned instead.
-    pub async fn compact(self) -> (Self, Option<Incoming>) {
+    /// Gives back the memory of large messages, if nothing is there to be read, and nothing half read or half written.
+    pub async fn compact(self) -> Self {
         let mut this = self;
-        if let Some(incoming) = this.next().now_or_never() {
-            return (this, Some(incoming));
-        }
-        if !this.stream.get_ref().at_rest() || this.flush().now_or_never().is_none_or(|done| done.is_err()) {
-            return (this, None);
+        let is_idle = this.peek().is_none() && this.stream.get_ref().at_rest();
+        if !is_idle || this.flush().now_or_never().is_none_or(|done| done.is_err()) {
+            return this;
         }
         let (bounds, deflate) = (this.bounds, this.deflate);
         let stream = this.stream.into_inner();
         let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds.config())).await;
-        (Self { stream: Box::new(stream), bounds, queued: 0, grown: false, deflate }, None)
+        Self { stream: Box::new(stream), bounds, queued: 0, grown: false, deflate, ahead: None }
     }
 
     /// Writes the answer to the peer's close, which is queued. Takes a few seconds at most.

@@ -29,14 +29,11 @@ fn said(bytes: &[u8], step: usize, compression: bool) -> Vec<Incoming> {
         let incoming = match socket.next().now_or_never() {
             Some(incoming) => incoming,
             // It waits, as it does after each piece: a moment at which a session may put its socket together anew.
-            None => match socket.compact().now_or_never() {
-                Some((compacted, incoming)) => {
-                    socket = compacted;
-                    let Some(incoming) = incoming else { continue };
-                    incoming
-                }
-                None => return said,
-            },
+            None => {
+                let Some(compacted) = socket.compact().now_or_never() else { return said };
+                socket = compacted;
+                continue;
+            }
         };
         match &incoming {
             Incoming::Text(text) => {

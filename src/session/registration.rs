@@ -166,6 +166,7 @@ pub(super) async fn begin(
         Ok(pass) => pass,
         Err(refusal) => return Err(turn_away(socket, context, Some(request), refusal).await),
     };
+    still_there(socket)?;
     // A token of somebody else's session is of no use to whoever has credentials of their own.
     let own = |claims: &Claims| match (&pass, claims.backing) {
         (Some(Pass { client: Some(client), .. }), _) => *client == claims.client,
@@ -205,11 +206,22 @@ pub(super) async fn begin_at_once(
         Ok(pass) => pass,
         Err(refusal) => return Err(turn_away(socket, context, None, refusal).await),
     };
+    still_there(socket)?;
     let begun = match pass.as_ref().and_then(|pass| pass.client) {
         Some(client) => identified(context, client, greeting, &wish, None).await?,
         None => Begun::new(context, greeting),
     };
     Ok(Begun { pass: pass.map(Box::new), ..begun })
+}
+
+/// Whether the client waits for its session still. If this node stood still, it may have one elsewhere by now, which it would
+/// lose to this connection.
+fn still_there(socket: &mut Socket) -> Result<(), End> {
+    match socket.peek() {
+        Some(Incoming::Closed(code)) => Err(End::Closed(*code)),
+        Some(Incoming::Broken) => Err(End::Broken),
+        _ => Ok(()),
+    }
 }
 
 /// Tells a client why its credentials are not taken. Returns how the connection ends.

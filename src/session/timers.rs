@@ -61,12 +61,8 @@ impl Session {
             }
         }
         if self.socket.as_ref().is_some_and(Socket::is_grown) && now >= self.heard + COMPACT_AFTER {
-            let (socket, incoming) = Box::pin(self.socket.take()?.compact()).await;
-            self.socket = Some(socket);
+            self.socket = Some(Box::pin(self.socket.take()?.compact()).await);
             self.outbox.shrink();
-            if let Some(incoming) = incoming {
-                return self.read(incoming).await;
-            }
         }
         let interval = self.context.limits.ping_interval;
         if now >= self.pinged.unwrap_or(self.heard) + interval {
