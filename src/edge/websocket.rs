@@ -225,7 +225,6 @@ pub struct WriteError;
 pub struct Socket {
     /// Boxed, for each future through which a socket passes keeps room for it.
     stream: Box<WebSocketStream<Tracked>>,
-    bounds: Bounds,
     /// Bytes queued since the last flush.
     queued: usize,
     /// Something that was not small went through.
@@ -281,7 +280,7 @@ impl Socket {
         frames.feed(&early);
         let stream = Tracked { stream: Paced { stream, pause: None }, frames, inflating };
         let stream = WebSocketStream::from_partially_read(stream, early, Role::Server, Some(bounds.config())).await;
-        Self { stream: Box::new(stream), bounds, queued: 0, grown: false, deflate, ahead: None }
+        Self { stream: Box::new(stream), queued: 0, grown: false, deflate, ahead: None }
     }
 
     /// Waits for a message. Cancel safe.
@@ -355,10 +354,10 @@ impl Socket {
         if !is_idle || this.flush().now_or_never().is_none_or(|done| done.is_err()) {
             return this;
         }
-        let (bounds, deflate) = (this.bounds, this.deflate);
+        let (config, deflate) = (*this.stream.get_config(), this.deflate);
         let stream = this.stream.into_inner();
-        let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds.config())).await;
-        Self { stream: Box::new(stream), bounds, queued: 0, grown: false, deflate, ahead: None }
+        let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
+        Self { stream: Box::new(stream), queued: 0, grown: false, deflate, ahead: None }
     }
 
     /// Writes the answer to the peer's close, which is queued. Takes a few seconds at most.

@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 pub(super) use self::claims::Call;
 pub use self::claims::Resumption;
-use self::claims::{Claim, KNOCK, Knock};
+use self::claims::{CLAIM_AGAIN, Claim, KNOCK, Knock};
 pub(super) use self::doubts::Attention;
 use self::doubts::{Doubt, Doze, Question};
 use self::lacking::Lacking;
@@ -278,14 +278,19 @@ impl<R> Transport<R> {
             Duty::End => {}
             Duty::Claim { client, generation } => {
                 let mut homes = self.homes();
+                let dozes = !self.is_awake(now, &mut homes);
                 let claim = homes.claim_of(client, generation)?;
                 let exists = claim.exists;
                 let resumption = match outcome {
                     Outcome::Handed => {
-                        (claim.heard, claim.exists) = (Some(now), true);
+                        (claim.again, claim.exists) = (Some(now + CLAIM_AGAIN), true);
                         return None;
                     }
                     Outcome::Busy => Resumption::Refused,
+                    _ if dozes => {
+                        claim.again = Some(now);
+                        return None;
+                    }
                     // Nobody is subscribed; whoever has it may have been cut off as long as this node stood still.
                     Outcome::NotConnected => self.unanswered(now, &mut homes, false),
                     Outcome::Unreachable => self.unanswered(now, &mut homes, exists),

@@ -22,7 +22,7 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(50);
 /// A claim that was not repeated for so long has been answered by somebody.
 pub(super) const KNOCK: Duration = Duration::from_secs(1);
 /// A claim that was heard, and led to nothing for so long, is made again.
-const CLAIM_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const CLAIM_AGAIN: Duration = Duration::from_millis(500);
 
 /// What became of a claim.
 #[derive(Clone, Debug)]
@@ -64,8 +64,8 @@ pub(super) struct Claim {
     /// When it was made, or made again.
     pub(super) since: Instant,
     pub(super) until: Instant,
-    /// When somebody said that it comes.
-    pub(super) heard: Option<Instant>,
+    /// When it is made again, for somebody said that it comes, or what nobody said was not known.
+    pub(super) again: Option<Instant>,
     /// Somebody has it, or had a moment ago.
     pub(super) exists: bool,
 }
@@ -128,7 +128,7 @@ impl<R> Transport<R> {
     pub fn claim(&self, now: Instant, client: Uuid, generation: u64, actions: &mut Actions<Duty<R>>) {
         let mut homes = self.homes();
         let until = now + self.times.send;
-        homes.claims.insert(client, Claim { generation, since: now, until, heard: None, exists: false });
+        homes.claims.insert(client, Claim { generation, since: now, until, again: None, exists: false });
         self.submit_claim(now, client, generation, actions);
     }
 
@@ -245,8 +245,8 @@ impl<R> Transport<R> {
         for (client, claim) in &mut homes.claims {
             if now >= claim.until {
                 lost.push((*client, claim.exists));
-            } else if claim.heard.is_some_and(|at| now.saturating_duration_since(at) >= CLAIM_AGAIN) {
-                (claim.since, claim.heard) = (now, None);
+            } else if claim.again.is_some_and(|at| now >= at) {
+                (claim.since, claim.again) = (now, None);
                 again.push((*client, claim.generation));
             }
         }

@@ -309,6 +309,9 @@ impl<R> Transport<R> {
                 None => self.ask_all(now, homes, &outbox, elsewhere.unwrap_or(0), actions),
             }
         }
+        if !self.is_awake(now, homes) {
+            return; // What was answered may be there, and not read yet.
+        }
         // Others are known as soon as they have said hello. If there is one, it may have stood still as well.
         let is_single = self.peers.keepers().is_empty();
         let patience = if is_single { INTRODUCTION } else { REST };
