@@ -192,7 +192,7 @@ impl<R> Transport<R> {
         {
             if self.is_awake(now, &mut homes) {
                 self.answer_claim(now, &mut homes, &outbox, call, gathered, actions);
-            } else if place.attempt > 0 && outbox.standby().is_some() {
+            } else if place.attempt > 0 && tag != self.peers.me() && outbox.standby().is_some() {
                 // Its standby may have answered, for this node seemed to hang. It is to say so, and no other.
                 homes.doubted.insert(client, Doubt::New);
             }

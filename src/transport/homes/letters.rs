@@ -96,7 +96,9 @@ impl<R> Room<Letter> for Post<'_, R> {
                 known || has_been
             }
             Record::End => {
-                if self.with_copy(client, term, |_| ()).is_some() {
+                // Or one of an older term, for this node took no newer one.
+                let is_meant = |copy: &mut Copy| copy.home == self.tag && copy.term <= term;
+                if self.transport.registry.with_copy(client, is_meant) == Some(true) {
                     self.drop_copy(client);
                 }
                 true

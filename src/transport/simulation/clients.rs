@@ -85,6 +85,9 @@ impl World {
         let number = client;
         let client = &mut self.clients[number];
         let Some(person) = &mut client.person else { return };
+        // As a registration does it.
+        let continues = outbox.continues(person.generation, had);
+        let had = if continues { had } else { 0 };
         let Some((attachment, _)) = outbox.attach(now, person.generation, had, false) else {
             // It has just gone elsewhere.
             person.claiming = false;
@@ -97,7 +100,14 @@ impl World {
         (person.connected, person.claiming, person.had) = (true, false, had);
         (client.node, client.outbox) = (node, outbox);
         let id = client.id;
-        self.tell_of(id, || format!("attached to node{node} for the {connection}. time, having {had}"));
+        if !continues {
+            // It is told that what was acknowledged before may be missing.
+            (client.since, client.anew_at) = (self.now, client.shown.len());
+            self.lost += 1;
+        }
+        self.tell_of(id, || {
+            format!("attached to node{node} for the {connection}. time, having {had}, misses nothing: {continues}")
+        });
         let Some(person) = &self.clients[number].person else { return };
         // What was not answered goes out again before anything newer.
         for number in person.unanswered.clone() {
@@ -180,10 +190,6 @@ impl World {
                 self.after(MS, 250 * MS, Event::Resume { client });
             }
             Resumption::Lost => {
-                self.lost += 1;
-                // What was acknowledged before may be missing.
-                self.clients[client].since = self.now;
-                self.clients[client].anew_at = self.clients[client].shown.len();
                 let generation = self.clients[client].person.as_ref().map_or(0, |person| person.generation);
                 let now = self.instant();
                 let outbox = Arc::new(Outbox::anew(now, id, generation, &limits(), &crate::outbox::tests::unbounded()));
