@@ -292,8 +292,8 @@ impl<R> Transport<R> {
                         return None;
                     }
                     // Nobody is subscribed; whoever has it may have been cut off as long as this node stood still.
-                    Outcome::NotConnected => self.unanswered(now, &mut homes, false),
-                    Outcome::Unreachable => self.unanswered(now, &mut homes, exists),
+                    Outcome::NotConnected => self.unanswered(now, &mut homes, client, false),
+                    Outcome::Unreachable => self.unanswered(now, &mut homes, client, exists),
                 };
                 homes.claims.remove(&client);
                 actions.claims.push((client, resumption));

@@ -37,6 +37,8 @@ pub const INTRODUCTION: Duration = Duration::from_millis(500);
 const GONE: u32 = 2;
 /// A node that is subscribed, and says no hello for so long, is as good as gone.
 const SILENT: Duration = Duration::from_millis(3500);
+/// A node says hello more often than that, so one that is gone and was heard later has not been so for long.
+const LATELY_HEARD: Duration = Duration::from_secs(3);
 /// Characters of a node's name that are kept.
 const MOST_NAME: usize = 128;
 /// Questions that wait for an answer.
@@ -332,6 +334,14 @@ impl Peers {
     /// Whether `tag`, which is gone, has its subscriptions all the same: it hangs.
     pub fn hangs(&self, tag: Tag) -> bool {
         self.read().known.get(&tag).is_some_and(|peer| peer.unseen < GONE)
+    }
+
+    /// How many nodes are gone that were heard of a moment ago, and have not said goodbye: they may have died, or stand still.
+    pub fn vanished(&self, now: Instant) -> usize {
+        let inner = self.read();
+        let own = inner.own_hello(self.me);
+        let has_vanished = |peer: &Peer| peer.is_gone(own) && now.saturating_duration_since(peer.heard) < LATELY_HEARD;
+        inner.known.iter().filter(|(tag, peer)| **tag != self.me && has_vanished(peer)).count()
     }
 
     /// Whether this node's own hellos come back to it, as they do unless it is cut off.

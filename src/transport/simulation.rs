@@ -127,6 +127,8 @@ struct Person {
     generation: u64,
     /// The highest number that it has.
     had: Position,
+    /// It was told that messages may be missing: the next one has any number.
+    misses: bool,
     /// What it has sent and heard no answer to, in order.
     unanswered: Vec<usize>,
 }
@@ -141,6 +143,9 @@ struct Submission {
     receiver: Option<usize>,
     node: usize,
     life: u64,
+    /// When it was sent first.
+    first: u64,
+    /// When it was sent last.
     at: u64,
     outcome: Option<Outcome>,
 }
@@ -446,6 +451,7 @@ impl World {
                     self.after(0, 100 * MS, Event::Connect { node, server });
                 }
             }
+            Event::Told { node, .. } if !self.nodes[node].alive => {}
             Event::Told { node, master } => {
                 let up = self.nodes[node].links[master] != 0;
                 self.tell(|| format!("node{node} is told of server{master}"));

@@ -233,8 +233,9 @@ impl<R> Transport<R> {
     }
 
     /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
-    /// not come here: others go on with it.
-    pub(super) fn unanswered(&self, now: Instant, homes: &mut Homes, exists: bool) -> Resumption {
+    /// not come here: others go on with it. Nor is one that is here, and may be somewhere else.
+    pub(super) fn unanswered(&self, now: Instant, homes: &mut Homes, client: Uuid, exists: bool) -> Resumption {
+        let exists = exists || self.home(client).is_some();
         let hears_others = !homes.is_cut_off && self.is_settled(now, homes);
         if hears_others && !homes.leaving && !exists { Resumption::Lost } else { Resumption::Unsure }
     }
@@ -252,7 +253,7 @@ impl<R> Transport<R> {
         }
         for (client, exists) in lost {
             homes.claims.remove(&client);
-            let resumption = self.unanswered(now, homes, exists);
+            let resumption = self.unanswered(now, homes, client, exists);
             actions.claims.push((client, resumption));
         }
         for (client, generation) in again {

@@ -32,6 +32,9 @@ const DOZED: Duration = Duration::from_millis(120);
 const MISSED: Duration = Duration::from_millis(300);
 /// So long after that, it takes over nothing by itself.
 const REST: Duration = Duration::from_secs(3);
+/// Nodes that stood still at one moment, and know it not from [how long](STOOD_STILL) that was, have their links again within
+/// this, and say what they have.
+pub(super) const CONTRADICTED: Duration = Duration::from_secs(1);
 /// A home that did not answer for so long is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Nobody has answered what was asked about a copy for so long: the session is over, and this node has not heard of it.
@@ -58,6 +61,9 @@ pub(super) enum Doubt {
         /// The generation that it may have got with a node that is gone: whoever has it from there says so. Else 0.
         elsewhere: u64,
     },
+    /// It was taken over when several nodes had vanished, and nobody else is left: until then those may be back, and say that
+    /// they have more of it.
+    Alone(Instant),
 }
 
 impl Doubt {
@@ -65,7 +71,7 @@ impl Doubt {
     fn elsewhere(self) -> Option<u64> {
         match self {
             Self::AskedAll { elsewhere, .. } | Self::Again { elsewhere } => Some(elsewhere),
-            Self::New | Self::Asked(_) => None,
+            Self::New | Self::Asked(_) | Self::Alone(_) => None,
         }
     }
 }
@@ -318,6 +324,7 @@ impl<R> Transport<R> {
         let is_over = |at: Instant| now.saturating_duration_since(at) >= patience;
         let over = homes.doubted.iter().filter_map(|(client, doubt)| match doubt {
             Doubt::AskedAll { at, elsewhere } if is_over(*at) => Some((*client, *elsewhere)),
+            Doubt::Alone(until) if now >= *until => Some((*client, 0)),
             _ => None,
         });
         let over: Vec<(Uuid, u64)> = over.collect();

@@ -7,6 +7,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::claims::{Resumption, told};
+use super::doubts::{CONTRADICTED, Doubt};
 use super::standbys::REFUSED;
 use super::{AT_ONCE, COMES_BACK, Homes};
 use crate::outbox::copy::Copy;
@@ -146,6 +147,12 @@ impl<R> Transport<R> {
             taken_over.at = now;
             taken_over.generations.insert(client, outbox.generation());
             taken_over.untold.push(client);
+            // Its home, and whoever has become its standby, or its home, since this node has heard of it last, may stand still
+            // together. What this node acknowledged by its word alone would be lost when they go on.
+            if outbox.standby().is_none() && self.peers.vanished(now) > 1 {
+                outbox.wait(true);
+                homes.doubted.insert(client, Doubt::Alone(now + CONTRADICTED));
+            }
         }
     }
 

@@ -94,8 +94,9 @@ impl World {
                     None if !excused => {
                         problems.push(format!("{number} was acknowledged, and is lost"));
                     }
-                    // What was on its way when its receiver was told may come behind what was sent since.
-                    Some(place) if !excused => {
+                    // What was on its way when its receiver was told may come behind what was sent since, and so may what is
+                    // asked for again.
+                    Some(place) if !excused && submission.first >= self.clients[receiver].since => {
                         let key = (submission.sender, receiver);
                         if last.insert(key, *place).is_some_and(|before| before > *place) {
                             problems.push(format!("{number} is out of order"));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::agenda::Event;
-use super::{Faults, MS, NODES, Planted, SECOND, SERVERS, Submission, World, story};
+use super::{Client, Faults, MS, NODES, Planted, SECOND, SERVERS, Submission, World, story};
 use crate::outbox::Outcome;
 use crate::transport::homes::MoveReason;
 
@@ -128,6 +128,47 @@ fn the_only_node_that_stood_still_acknowledges_nothing_for_whom_others_have_begu
         anew += world.lost;
     }
     assert!(anew > 0, "nobody has begun a session anew");
+}
+
+/// A session moves, and before its standby has heard that, both who know stand still for a moment: it takes over what it has
+/// an old copy of, and there is nobody to contradict it.
+#[test]
+fn who_is_alone_with_an_old_copy_acknowledges_nothing_before_those_who_stand_still_can_be_back() {
+    let mut alone = 0;
+    for seed in seeds(400) {
+        let mut world = World::new(seed, Planted::Nothing, Faults::OneNode);
+        world.run_until(3 * SECOND);
+        let before: Vec<usize> = world.clients.iter().map(|client| client.node).collect();
+        (0..world.clients.len()).for_each(|client| world.disconnect(client, false));
+        let has_moved = |world: &World, client: usize| {
+            let Client { node, person, .. } = &world.clients[client];
+            *node != before[client] && person.as_ref().is_some_and(|person| person.connected)
+        };
+        let mut moved = None;
+        while moved.is_none() && world.now < 4 * SECOND {
+            let now = world.now + MS / 5;
+            world.run_until(now);
+            moved = (0..before.len()).find(|client| has_moved(&world, *client));
+        }
+        let Some(client) = moved else { continue };
+        let wakes = world.now + world.random.u64(400 * MS..900 * MS);
+        for node in [world.clients[client].node, before[client]] {
+            world.nodes[node].paused_until = wakes - world.random.u64(0..100 * MS);
+            (0..SERVERS).for_each(|server| world.cut(node, server));
+        }
+        for _ in 0..60 {
+            let at = wakes - world.random.u64(0..300 * MS);
+            world.at(at, Event::Submit);
+        }
+        let moves = world.moves.len();
+        world.run_until(10 * SECOND);
+        alone += world.moves[moves..].iter().filter(|reason| **reason == MoveReason::HomeGone).count();
+        let before = world.submissions.len();
+        world.run_until(20 * SECOND);
+        world.judge(before);
+        assert_eq!(world.failure, None);
+    }
+    assert!(alone > 0, "nobody has taken a session over");
 }
 
 /// A node stands still, and loses all of its links when it goes on; who wrote to it meanwhile is answered soon after.
