@@ -397,10 +397,11 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use super::envelope::{Place, body, head};
-    use super::record::Opening;
+    use super::envelope::{Holding, Place, body, head};
+    use super::record::{Opening, Record};
     use super::*;
     use crate::outbox::copy::Copy;
+    use crate::outbox::log::taken_over;
     use crate::outbox::tests::outbox;
 
     const OTHER: Tag = 2;
@@ -420,14 +421,14 @@ mod tests {
     fn met(now: Instant) -> (Arc<Registry>, Transport<()>) {
         let registry = Arc::<Registry>::default();
         let transport = transport(now, registry.clone());
-        meet(&transport, now);
+        meet(&transport, now, OTHER);
         (registry, transport)
     }
 
-    /// The other node is known, and wants everything.
-    fn meet(transport: &Transport<()>, now: Instant) {
-        let nonce = transport.peers.question(now, OTHER, false).unwrap();
-        transport.peers.answered(now, OTHER, nonce, &hello(0));
+    /// The node `tag` is known, and wants everything.
+    fn meet(transport: &Transport<()>, now: Instant, tag: Tag) {
+        let nonce = transport.peers.question(now, tag, false).unwrap();
+        transport.peers.answered(now, tag, nonce, &hello(0));
     }
 
     /// Copies that come over several links, while their lane is forgotten because one of them was decided.
@@ -439,7 +440,7 @@ mod tests {
         let receiver = outbox(usize::MAX, usize::MAX);
         let _registration = registry.register(receiver.clone());
         let transport = transport(now, registry.clone());
-        meet(&transport, now);
+        meet(&transport, now, OTHER);
         let (decided, newest, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
         let barrier = Barrier::new(2);
         let channel = Channel::Client(receiver.client()).name();
@@ -527,6 +528,36 @@ mod tests {
         assert_eq!(look(woken + Duration::from_millis(10_500)), 0);
     }
 
+    /// This node has a copy of a session, as its home's second standby. Another node has taken the session over, with what the home
+    /// had given to one of its standbys.
+    #[test]
+    fn of_the_standbys_of_one_home_the_last_one_becomes_the_home() {
+        const THIRD: Tag = 3;
+        let now = Instant::now();
+        for (standby, has_less) in [(1, true), (3, false)] {
+            let (registry, transport) = met(now);
+            meet(&transport, now, THIRD);
+            let mut actions = Actions::default();
+            transport.look_after_homes(now, &mut actions);
+            let client = Uuid::from_u128(7);
+            let opening = |generation, standby| Opening { generation, standby, ..Opening::default() };
+            let copy = Copy::new(OTHER, 1, opening(1, 2), &crate::outbox::tests::unbounded());
+            registry.keep_copy(client, Box::new(copy));
+            let generation = taken_over(1, standby);
+            let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
+            let record = record::encode(1, &Record::Open(opening(generation, 1)));
+            let payload = [&head(THIRD, place)[..], &body(Uuid::nil(), client, &record)].concat();
+            let channel = Channel::Node(transport.peers.me()).name();
+            transport.arrived(now, channel.as_bytes(), &payload, &mut Gathered::default(), &mut actions);
+            let home = if has_less { OTHER } else { THIRD };
+            assert_eq!(registry.with_copy(client, |copy| copy.home), Some(home), "of whom it is the standby");
+            let holding = Holding { client, generation, term: 0, nonce: 0 };
+            transport.held(now, THIRD, &holding, &mut actions);
+            let has = transport.home(client).map(|outbox| outbox.generation());
+            assert_eq!(has, has_less.then_some(taken_over(1, 2)), "what it is the home of");
+        }
+    }
+
     /// Whoever had no standby may have got another home during the gap.
     #[test]
     fn the_first_message_after_a_gap_is_not_taken_before_the_gap_is_noticed() {
@@ -536,7 +567,7 @@ mod tests {
             let receiver = session(Uuid::from_u128(7));
             registry.keep(receiver.clone());
             let transport = transport(start, registry.clone());
-            meet(&transport, start);
+            meet(&transport, start, OTHER);
             let mut actions = Actions::default();
             let arrive = |now, number| {
                 let place = Place { number, previous: 0, floor: number, attempt: 0 };

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Delivery;
 use super::budget::{Budget, Share};
-use super::log::Position;
+use super::log::{Position, has_more, taken_over};
 use super::recent::Recent;
 use super::shelf::cost;
 use crate::transport::envelope::{Number, Tag};
@@ -28,6 +28,8 @@ pub struct Copy {
     pub term: u64,
     /// The session's generation, as far as its home has told.
     pub generation: u64,
+    /// How many standbys it has had there, this one among them.
+    standby: u16,
     /// The newest token that its client is known to have is of this generation.
     pub(super) proven: u64,
     /// The client has everything up to here.
@@ -47,11 +49,12 @@ pub struct Copy {
 impl Copy {
     /// Its beginning, by what the `home` says to its standby of this term.
     pub fn new(home: Tag, term: u64, opening: Opening, budget: &Arc<Budget>) -> Self {
-        let Opening { generation, proven, had, last, lanes, recent } = opening;
+        let Opening { generation, standby, proven, had, last, lanes, recent } = opening;
         let mut copy = Self {
             home,
             term,
             generation,
+            standby,
             proven,
             had,
             last: had,
@@ -74,6 +77,17 @@ impl Copy {
     /// Whether it has all that had been taken when it began: else it is of no use without the home.
     pub fn is_complete(&self) -> bool {
         self.last >= self.complete_at
+    }
+
+    /// The generation in which this node is the session's home, should it take it over.
+    pub fn taken_over(&self) -> u64 {
+        taken_over(self.generation, self.standby)
+    }
+
+    /// Whether the node `tag`, which is the home in `generation`, has taken the session over from the same home as this copy is of,
+    /// and was its standby before.
+    pub fn has_more_than(&self, tag: Tag, generation: u64) -> bool {
+        self.home != tag && self.is_complete() && has_more(self.taken_over(), generation)
     }
 
     /// The home has taken a message. `false` when that can't be kept: one before it is missing, or there is no room.
@@ -173,6 +187,7 @@ pub(crate) mod tests {
         let (repeatable, budget) = (repeatable(), unbounded());
         let opening = Opening {
             generation: 3,
+            standby: 1,
             proven: 2,
             had: 10,
             last: 12,

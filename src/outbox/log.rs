@@ -18,6 +18,11 @@ use crate::transport::envelope::{Number, Tag};
 /// What a session's generation grows by when it gets another home: more than by all the sockets that it can have had
 /// since that home's standby heard of it last.
 const MOVE: u64 = 1 << 32;
+/// Beyond the sockets that it is likely to have with one home. Whoever takes a session over without its home's word may not be the
+/// only one; so many times this is what its generation has besides [`MOVE`] as its home had standbys before.
+const STANDBY: u64 = 1 << 20;
+/// Standbys that are told apart; who gets a session from its home knows more than any.
+const STANDBYS: u64 = 1 << 10;
 /// Beyond all the sockets that it can have had with one home. Where a move to a node came to nothing, and that one may have
 /// been its home all the same, the connections from here on are those of the home that there is.
 const OUTLIVED: u64 = 1 << 31;
@@ -28,9 +33,24 @@ const ANEW: u64 = 1 << 48;
 /// The generation that somebody claims a session by who has credentials for it: whichever it is in.
 pub const ANY: u64 = u64::MAX;
 
-/// The generation of a session that gets another home.
+/// The generation of a session that gets another home, by the word of the one before.
 pub fn moved(generation: u64) -> u64 {
-    (generation & !(MOVE - 1)).saturating_add(MOVE)
+    above(generation, STANDBYS)
+}
+
+/// The generation of a session that gets another home without the word of the one before, with all that this had given to its
+/// `standby`th standby: a later one has more.
+pub fn taken_over(generation: u64, standby: u16) -> u64 {
+    above(generation, u64::from(standby).min(STANDBYS - 1))
+}
+
+fn above(generation: u64, standby: u64) -> u64 {
+    (generation & !(MOVE - 1)).saturating_add(MOVE + standby * STANDBY)
+}
+
+/// Whether a session of `generation` was taken over from the same home as one of `other`, by a later standby.
+pub fn has_more(generation: u64, other: u64) -> bool {
+    generation / MOVE == other / MOVE && generation / STANDBY > other / STANDBY
 }
 
 /// The generation of a session that may have been elsewhere in `generation`, with a node that is gone and nobody who has it
@@ -44,11 +64,11 @@ pub fn anew(generation: u64) -> u64 {
     (generation & !(ANEW - 1)).saturating_add(ANEW)
 }
 
-/// Whether a session of `generation` has another home, or has begun anew, since, or [had one](outlived): somebody has a
-/// token of `token`, which a home of this generation can't have given.
+/// Whether a session of `generation` has another home, or has begun anew, since, or [had one](outlived), or [has](taken_over) one
+/// with more: somebody has a token of `token`, which a home of this generation can't have given.
 pub fn is_past(generation: u64, token: u64) -> bool {
     let (home, other) = (generation / OUTLIVED, token / OUTLIVED);
-    token != ANY && (home < other || home != other && home / 2 == other / 2)
+    token != ANY && (generation / STANDBY < token / STANDBY || home != other && home / 2 == other / 2)
 }
 
 /// Whether a session of `generation` has begun [anew] once.
@@ -113,6 +133,8 @@ pub struct Log {
     /// The highest that there is.
     pub last: Position,
     pub(super) standby: Option<Standby>,
+    /// How many standbys it has had with this home, this one among them.
+    pub(super) standbys: u16,
     unconfirmed: VecDeque<Unconfirmed>,
     /// Since when something is written, and the client has not said what it has of it.
     pub unacknowledged_since: Option<Instant>,
@@ -136,6 +158,7 @@ impl Log {
             written: 0,
             last: 0,
             standby: None,
+            standbys: 0,
             unconfirmed: VecDeque::new(),
             unacknowledged_since: None,
             attachment: 0,
@@ -218,6 +241,7 @@ impl Log {
         let once = self.standby.map_or(0, |standby| standby.confirmed).min(self.last);
         let confirmed = self.written.max(had).max(once);
         let has_known = |tag| self.standby.is_some_and(|before| before.tag == tag && (before.opened || before.known));
+        self.standbys = self.standbys.saturating_add(u16::from(tag.is_some()));
         self.standby =
             tag.map(|tag| Standby { tag, term, confirmed, recorded: had, opened: false, known: has_known(tag) });
         if tag.is_none() { self.release(|_| true) } else { Vec::new() }
@@ -288,6 +312,18 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_those_who_take_over_from_one_home_the_one_wins_who_has_more() {
+        let home = 5 * MOVE + 7;
+        let [first, third, most, given] =
+            [taken_over(home, 1), taken_over(home, 3), taken_over(home, u16::MAX), moved(home)];
+        assert!(first + 9 < third && third + 9 < most && most + 9 < given && given + 9 < outlived(given));
+        assert!(has_more(third, first + 9) && has_more(given, third) && !has_more(first + 9, first));
+        assert!(!has_more(moved(given), third), "of another home");
+        assert!(is_past(first, third + 1) && !is_past(third, first + 1) && !is_past(first, first + 9));
+        assert!(!is_past(moved(first), third) && is_past(home, first));
+    }
 
     #[test]
     fn a_token_of_a_home_that_was_outlived_is_not_an_older_one() {

@@ -19,10 +19,11 @@ impl Outbox {
         let recent = inner.recent.as_ref().map(|recent| recent.all().collect()).unwrap_or_default();
         let Some(log) = inner.log_mut() else { return Vec::new() };
         log.set_standby(Some(tag), term);
-        let (generation, proven, had, last) = (log.generation, log.proven, log.had, log.last);
+        let (generation, standby, proven) = (log.generation, log.standbys, log.proven);
+        let (had, last) = (log.had, log.last);
         log.told = true;
         let mut records =
-            vec![(Record::Open(Opening { generation, proven, had, last, lanes, recent }), Uuid::nil(), had)];
+            vec![(Record::Open(Opening { generation, standby, proven, had, last, lanes, recent }), Uuid::nil(), had)];
         records.extend(inner.next_records());
         records
     }

@@ -5,7 +5,7 @@
 //! 0      1      9
 //! | kind | term | the kind's own fields …
 //!
-//! open      generation, proven, had, last | lanes, 4: (tag, 8 | sender, 16 | number, 8) … | recent, 4: (key, 8 | position, 8) …
+//! open      generation, standby (2), proven, had, last | lanes, 4: (tag, 8 | sender, 16 | number, 8) … | recent, 4: (key, 8 | position, 8) …
 //! message   position, had | origin's tag, number | sender, 16 | text …
 //! had       had, generation, proven
 //! promote   generation, proven
@@ -25,6 +25,8 @@ use crate::outbox::log::{Origin, Position};
 pub struct Opening {
     /// The session's generation.
     pub generation: u64,
+    /// How many standbys it has had with this home, this one among them.
+    pub standby: u16,
     /// That of the newest token that its client is known to have.
     pub proven: u64,
     /// The client has everything up to here.
@@ -98,8 +100,9 @@ pub fn encode(term: u64, record: &Record) -> Bytes {
     };
     match record {
         Record::Open(opening) => {
-            begin(OPEN, 40 + opening.lanes.len() * 32 + opening.recent.len() * 16);
+            begin(OPEN, 42 + opening.lanes.len() * 32 + opening.recent.len() * 16);
             bytes.put_u64(opening.generation);
+            bytes.put_u16(opening.standby);
             bytes.put_u64(opening.proven);
             bytes.put_u64(opening.had);
             bytes.put_u64(opening.last);
@@ -147,7 +150,7 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
     let term = fields.u64()?;
     let record = match kind {
         OPEN => {
-            let (generation, proven) = (fields.u64()?, fields.u64()?);
+            let (generation, standby, proven) = (fields.u64()?, fields.u16()?, fields.u64()?);
             let (had, last) = (fields.u64()?, fields.u64()?);
             let count = u32::from_be_bytes(fields.take()?);
             // Each has 32 bytes, so a count that is made up costs nothing.
@@ -157,7 +160,7 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
             while !fields.0.is_empty() {
                 recent.push((fields.u64()?, fields.u64()?));
             }
-            Record::Open(Opening { generation, proven, had, last, lanes, recent })
+            Record::Open(Opening { generation, standby, proven, had, last, lanes, recent })
         }
         MESSAGE => {
             let (position, had, tag, number) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
@@ -187,6 +190,10 @@ impl Fields<'_> {
         self.take().map(u64::from_be_bytes)
     }
 
+    fn u16(&mut self) -> Option<u16> {
+        self.take().map(u16::from_be_bytes)
+    }
+
     fn uuid(&mut self) -> Option<Uuid> {
         self.take().map(Uuid::from_bytes)
     }
@@ -208,7 +215,7 @@ mod tests {
             let lanes = lanes.into_iter().map(|(tag, id, number)| (tag, Uuid::from_u128(id), number)).collect();
             let origin = Origin { tag, sender, number: b };
             for record in [
-                Record::Open(Opening { generation: a, proven: tag, had: b, last: tag, lanes, recent }),
+                Record::Open(Opening { generation: a, standby: a as u16, proven: tag, had: b, last: tag, lanes, recent }),
                 Record::Message(Taken { position: a, had: b, origin, sender, text: text.into() }),
                 Record::Had { had: a, generation: b, proven: tag },
                 Record::Promote { generation: a, proven: b },

@@ -129,9 +129,15 @@ impl<R> Post<'_, R> {
             return false;
         }
         let registry = &self.transport.registry;
-        if registry.with_copy(client, |copy| copy.generation > opening.generation) == Some(true) {
+        // An older home, that has not heard of its successor; or one that has taken over with less than what is here, as it is told
+        // when this node does so.
+        let is_sure = !self.gap.is_unsure(client);
+        let is_past = |copy: &mut Copy| {
+            copy.generation > opening.generation || is_sure && copy.has_more_than(self.tag, opening.generation)
+        };
+        if registry.with_copy(client, is_past) == Some(true) {
             self.refuse(client);
-            return false; // An older home, that has not heard of its successor.
+            return false;
         }
         registry.keep_copy(client, Box::new(Copy::new(self.tag, term, opening, self.budget)));
         self.gap.copied(client);

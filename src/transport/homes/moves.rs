@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::claims::{Resumption, told};
+use super::claims::Resumption;
 use super::doubts::{CONTRADICTED, Doubt};
 use super::standbys::REFUSED;
 use super::{AT_ONCE, COMES_BACK, Homes};
@@ -137,9 +137,9 @@ impl<R> Transport<R> {
         reason: MoveReason,
         actions: &mut Actions<Duty<R>>,
     ) {
-        let Some((home, known)) = self.registry.with_copy(client, |copy| (copy.home, copy.generation)) else { return };
-        let knock = homes.knocks.get(&client).map_or(0, |knock| told(knock.call.generation));
-        self.become_home(now, homes, client, moved(known.max(knock)), actions);
+        let of = |copy: &mut Copy| (copy.home, copy.taken_over());
+        let Some((home, generation)) = self.registry.with_copy(client, of) else { return };
+        self.become_home(now, homes, client, generation, actions);
         if let Some(outbox) = self.home(client) {
             actions.figures.moves.push(reason);
             self.announce(&outbox, None, 0, actions);
@@ -325,14 +325,16 @@ impl<R> Transport<R> {
             } else {
                 self.announce(&outbox, Some(tag), holding.nonce, actions);
             }
-        } else if let Some((home, term, generation)) =
-            self.registry.with_copy(client, |copy| (copy.home, copy.term, copy.generation))
-        {
+        } else if let Some((home, term, generation, has_more)) = self.registry.with_copy(client, |copy| {
+            (copy.home, copy.term, copy.generation, copy.has_more_than(tag, holding.generation))
+        }) {
             if home == tag {
                 homes.knocks.remove(&client); // It lives.
             }
             let is_old = if home == tag { homes.vouched(term, holding) } else { generation < holding.generation };
-            if is_old {
+            if is_old && has_more && self.may_take_over(now, &homes, client) {
+                self.take_over(now, &mut homes, client, MoveReason::HomeHung, actions);
+            } else if is_old {
                 self.drop_copy(client, actions);
             }
         }

@@ -40,7 +40,14 @@ pub(super) fn tell_wanted(world: impl Fn() -> World) {
 fn generation(generation: u64) -> String {
     match generation {
         u64::MAX => "any".to_owned(),
-        _ => format!("{}.{}.{}", generation >> 48, generation >> 32 & 0xffff, generation & 0xffff_ffff),
+        _ => {
+            let [begun, moves, standby] = [48, 32, 20].map(|bits| generation >> bits & 0xffff);
+            let by = match standby & 0x7ff {
+                0 | 0x400 => String::new(),
+                standby => format!(" by standby {standby}"),
+            };
+            format!("{begun}.{moves}.{}{by}", generation & 0xf_ffff)
+        }
     }
 }
 
