@@ -257,8 +257,11 @@ async fn outage(project: &Project) -> Result<String> {
     let only_broker = during.errors.keys().all(|code| code == "EBROKER");
     ensure!(during.closes.is_empty() && only_broker && !during.errors.is_empty(), "{during:?}");
     ensure!(during.longest_answer < DEADLINE && during.unanswered == 0, "{during:?}");
+    // What these sent before that may be past its deadline still.
     until("sends are acknowledged again", LIMIT, async || (crowd.look().acked > 100).then_some(())).await?;
-    flawless(&crowd.take())?;
+    let new = Crowd::start(project.front, 30).await?;
+    until("sends of new sessions are acknowledged", LIMIT, async || (new.look().acked > 100).then_some(())).await?;
+    flawless(&new.take())?;
     Ok(format!(
         "handshakes: 503 with Retry-After after {:.0} s, then {} more, at once; {} sessions stayed, {} EBROKER within {:.1} s; \
          back: handshakes after {:.1} s, all well after {:.1} s",
