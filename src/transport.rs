@@ -255,6 +255,7 @@ impl<R> Transport<R> {
                 }
             }
             (Some(Channel::Node(_) | Channel::Claim(_)), Frame::Held(tag, holding)) => {
+                self.notice_before(now);
                 self.held(now, tag, &holding, actions);
                 Arrived::Control
             }
@@ -529,12 +530,12 @@ mod tests {
     }
 
     /// This node has a copy of a session, as its home's second standby. Another node has taken the session over, with what the home
-    /// had given to one of its standbys.
+    /// had given to one of its standbys, and says so, or gives it to this node to keep.
     #[test]
     fn of_the_standbys_of_one_home_the_last_one_becomes_the_home() {
         const THIRD: Tag = 3;
         let now = Instant::now();
-        for (standby, has_less) in [(1, true), (3, false)] {
+        for (standby, is_given) in [(1, true), (1, false), (3, true), (3, false)] {
             let (registry, transport) = met(now);
             meet(&transport, now, THIRD);
             let mut actions = Actions::default();
@@ -544,17 +545,19 @@ mod tests {
             let copy = Copy::new(OTHER, 1, opening(1, 2), &crate::outbox::tests::unbounded());
             registry.keep_copy(client, Box::new(copy));
             let generation = taken_over(1, standby);
-            let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
-            let record = record::encode(1, &Record::Open(opening(generation, 1)));
-            let payload = [&head(THIRD, place)[..], &body(Uuid::nil(), client, &record)].concat();
-            let channel = Channel::Node(transport.peers.me()).name();
-            transport.arrived(now, channel.as_bytes(), &payload, &mut Gathered::default(), &mut actions);
-            let home = if has_less { OTHER } else { THIRD };
-            assert_eq!(registry.with_copy(client, |copy| copy.home), Some(home), "of whom it is the standby");
-            let holding = Holding { client, generation, term: 0, nonce: 0 };
-            transport.held(now, THIRD, &holding, &mut actions);
+            if is_given {
+                let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
+                let record = record::encode(1, &Record::Open(opening(generation, 1)));
+                let payload = [&head(THIRD, place)[..], &body(Uuid::nil(), client, &record)].concat();
+                let channel = Channel::Node(transport.peers.me()).name();
+                transport.arrived(now, channel.as_bytes(), &payload, &mut Gathered::default(), &mut actions);
+            } else {
+                transport.held(now, THIRD, &Holding { client, generation, term: 0, nonce: 0 }, &mut actions);
+            }
             let has = transport.home(client).map(|outbox| outbox.generation());
-            assert_eq!(has, has_less.then_some(taken_over(1, 2)), "what it is the home of");
+            assert_eq!(has, (standby == 1).then_some(taken_over(1, 2)), "standby {standby}, given: {is_given}");
+            let keeps_for = registry.with_copy(client, |copy| copy.home);
+            assert_eq!(keeps_for, (standby == 3 && is_given).then_some(THIRD), "standby {standby}, given: {is_given}");
         }
     }
 

@@ -183,6 +183,18 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn who_was_elsewhere_may_have_had_something_else_by_the_same_number() {
+        let opening = Opening { standby: 2, had: 10, last: 12, ..Opening::default() };
+        let mut copy = Copy::new(HOME, 1, opening, &unbounded());
+        assert!([11, 12].map(|position| copy.take(Uuid::from_u128(11), taken(position, 10))) == [true; 2]);
+        let generation = copy.taken_over();
+        let outbox = Outbox::promoted(Instant::now(), Uuid::nil(), generation, copy, &Limits::small(99, 9999));
+        let by_the_first = taken_over(0, 1) + 1;
+        assert!([10, 11, 12].map(|seq| outbox.continues(generation + 1, seq)) == [true; 3]);
+        assert!([10, 11, 12].map(|seq| outbox.continues(by_the_first, seq)) == [true, false, false]);
+    }
+
+    #[test]
     fn what_is_promoted_has_all_that_the_copy_had() {
         let (repeatable, budget) = (repeatable(), unbounded());
         let opening = Opening {

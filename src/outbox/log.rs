@@ -71,6 +71,12 @@ pub fn is_past(generation: u64, token: u64) -> bool {
     token != ANY && (generation / STANDBY < token / STANDBY || home != other && home / 2 == other / 2)
 }
 
+/// Whether a session of `generation` and one that gave a token of `token` were both [taken over](taken_over) from the same home: what
+/// the one has taken since has the positions of what the other has.
+pub fn is_forked(generation: u64, token: u64) -> bool {
+    token != ANY && generation / MOVE == token / MOVE && generation / STANDBY != token / STANDBY
+}
+
 /// Whether a session of `generation` has begun [anew] once.
 pub fn has_begun_anew(generation: u64) -> bool {
     generation >= ANEW
@@ -323,6 +329,7 @@ mod tests {
         assert!(!has_more(moved(given), third), "of another home");
         assert!(is_past(first, third + 1) && !is_past(third, first + 1) && !is_past(first, first + 9));
         assert!(!is_past(moved(first), third) && is_past(home, first));
+        assert!(is_forked(third, first + 1) && !is_forked(third, third + 1) && !is_forked(moved(first), first));
     }
 
     #[test]

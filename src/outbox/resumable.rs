@@ -149,10 +149,14 @@ impl Outbox {
     }
 
     /// Whether a client with a token of `generation`, who has everything up to `seq`, misses nothing here: not if the session
-    /// has begun anew since, nor if somebody else with its credentials has had what it has not.
+    /// has begun anew since, nor if somebody else with its credentials has had what it has not, nor if another node was its home
+    /// for a while, and may have shown it something else by these numbers.
     pub fn continues(&self, generation: u64, seq: Position) -> bool {
-        let of = |log: &Log| !log::is_numbered_anew(log.generation, generation) && (log.had..=log.last).contains(&seq);
-        self.lock().log().is_some_and(of)
+        let inner = self.lock();
+        let Some(log) = inner.log() else { return false };
+        let is_same = !log::is_numbered_anew(log.generation, generation)
+            && (seq == log.had || !log::is_forked(log.generation, generation));
+        is_same && (log.had..=log.last).contains(&seq)
     }
 
     /// Whether nothing is taken any more: it is over, or [moves](Self::is_moving).

@@ -394,7 +394,9 @@ impl<R> Transport<R> {
             let reason = if self.peers.hangs(home) { MoveReason::HomeHung } else { MoveReason::HomeGone };
             self.take_over(now, homes, client, reason, actions);
             // Whoever has asked for it need not ask again.
-            if let (Some(Knock { call, .. }), Some(outbox)) = (knock, self.home(client)) {
+            if let (Some(Knock { call, .. }), Some(outbox)) = (knock, self.home(client))
+                && !homes.doubted.contains_key(&client)
+            {
                 self.answer_claim(now, homes, &outbox, call, &mut gathered, actions);
             }
         }

@@ -33,7 +33,7 @@ const MISSED: Duration = Duration::from_millis(300);
 /// So long after that, it takes over nothing by itself.
 const REST: Duration = Duration::from_secs(3);
 /// Nodes that stood still at one moment, and know it not from [how long](STOOD_STILL) that was, have their links again within
-/// this, and say what they have.
+/// this: one of them becomes the standby, or says that it has more.
 pub(super) const CONTRADICTED: Duration = Duration::from_secs(1);
 /// A home that did not answer for so long is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -327,7 +327,8 @@ impl<R> Transport<R> {
             Doubt::Alone(until) if now >= *until => Some((*client, 0)),
             _ => None,
         });
-        let over: Vec<(Uuid, u64)> = over.collect();
+        // Where there is somebody who could say otherwise, each is given a standby.
+        let over: Vec<(Uuid, u64)> = over.take(if is_single { usize::MAX } else { AT_ONCE }).collect();
         for (client, elsewhere) in over {
             homes.doubted.remove(&client);
             let Some(outbox) = self.home(client) else { continue };
@@ -337,6 +338,9 @@ impl<R> Transport<R> {
                 continue;
             }
             outbox.outlive(elsewhere);
+            if outbox.standby().is_none() {
+                self.ensure_standby(now, homes, &outbox, actions);
+            }
             outbox.wait(false);
         }
     }

@@ -12,7 +12,7 @@ use crate::outbox::log::Origin;
 use crate::transport::envelope::{self, Channel, Holding, Number, Tag};
 use crate::transport::inbox::Room;
 use crate::transport::peers::Standing;
-use crate::transport::record::{self, Record};
+use crate::transport::record::{self, Opening, Record};
 use crate::transport::sender::Actions;
 use crate::transport::{Duty, Gathered, Transport};
 
@@ -37,6 +37,8 @@ enum Effect {
     Held(Uuid),
     /// A third node has it, and this one is its standby.
     HeldBy(Tag, Holding),
+    /// The other has taken it over, with less than this node has a copy of.
+    Less(Holding),
     /// Another node has it now.
     Yield(Uuid),
     Promoted(Uuid, u64),
@@ -109,7 +111,7 @@ impl<R> Room<Letter> for Post<'_, R> {
 }
 
 impl<R> Post<'_, R> {
-    fn open(&mut self, client: Uuid, term: u64, opening: record::Opening) -> bool {
+    fn open(&mut self, client: Uuid, term: u64, opening: Opening) -> bool {
         if let Some(home) = self.transport.session(client) {
             if home.generation() >= opening.generation {
                 self.effects.push(Effect::Held(client));
@@ -129,14 +131,14 @@ impl<R> Post<'_, R> {
             return false;
         }
         let registry = &self.transport.registry;
-        // An older home, that has not heard of its successor; or one that has taken over with less than what is here, as it is told
-        // when this node does so.
-        let is_sure = !self.gap.is_unsure(client);
-        let is_past = |copy: &mut Copy| {
-            copy.generation > opening.generation || is_sure && copy.has_more_than(self.tag, opening.generation)
-        };
-        if registry.with_copy(client, is_past) == Some(true) {
+        let Opening { generation, .. } = opening;
+        if registry.with_copy(client, |copy| copy.generation > generation) == Some(true) {
             self.refuse(client);
+            return false; // An older home, that has not heard of its successor.
+        }
+        let has_more = |copy: &mut Copy| copy.has_more_than(self.tag, generation);
+        if registry.with_copy(client, has_more) == Some(true) && !self.gap.is_unsure(client) {
+            self.effects.push(Effect::Less(Holding { client, generation, term, nonce: 0 }));
             return false;
         }
         registry.keep_copy(client, Box::new(Copy::new(self.tag, term, opening, self.budget)));
@@ -202,6 +204,7 @@ impl<R> Transport<R> {
                 Effect::HeldBy(home, holding) => {
                     self.sender().control(Channel::Node(tag), &envelope::held(home, &holding), true, actions);
                 }
+                Effect::Less(holding) => self.heard_of(now, &mut homes, tag, &holding, actions),
                 Effect::Yield(client) => self.give_up(now, &mut homes, client, actions),
                 Effect::Promoted(client, generation) => self.become_home(now, &mut homes, client, generation, actions),
             }

@@ -317,11 +317,22 @@ impl<R> Transport<R> {
         if tag == self.peers.me() {
             return;
         }
+        self.heard_of(now, &mut self.homes(), tag, holding, actions);
+    }
+
+    /// The same, or it is clear from something else that it says.
+    pub(super) fn heard_of(
+        &self,
+        now: Instant,
+        homes: &mut Homes,
+        tag: Tag,
+        holding: &Holding,
+        actions: &mut Actions<Duty<R>>,
+    ) {
         let client = holding.client;
-        let mut homes = self.homes();
         if let Some(outbox) = self.home(client) {
             if (outbox.generation(), self.peers.me()) < (holding.generation, tag) {
-                self.give_up(now, &mut homes, client, actions);
+                self.give_up(now, homes, client, actions);
             } else {
                 self.announce(&outbox, Some(tag), holding.nonce, actions);
             }
@@ -332,8 +343,8 @@ impl<R> Transport<R> {
                 homes.knocks.remove(&client); // It lives.
             }
             let is_old = if home == tag { homes.vouched(term, holding) } else { generation < holding.generation };
-            if is_old && has_more && self.may_take_over(now, &homes, client) {
-                self.take_over(now, &mut homes, client, MoveReason::HomeHung, actions);
+            if is_old && has_more && self.is_awake(now, homes) && self.may_take_over(now, homes, client) {
+                self.take_over(now, homes, client, MoveReason::HomeHung, actions);
             } else if is_old {
                 self.drop_copy(client, actions);
             }
