@@ -54,7 +54,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A node that did not confirm what it was given is not chosen for so long.
 const DISTRUST: Duration = Duration::from_secs(10);
 /// A standby that has confirmed nothing for so long, and owes it, hangs: it notices itself that it
-/// [stood still](STOOD_STILL).
+/// stood still.
 const HANGS: Duration = Duration::from_secs(1);
 /// A node that was gone for longer knows that itself.
 const COMES_BACK: Duration = Duration::from_secs(60);
