@@ -233,9 +233,10 @@ impl<R> Transport<R> {
     }
 
     /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
-    /// not come here: others go on with it. Nor is one that is here, and may be somewhere else.
+    /// not come here: others go on with it. Nor is one that is here, and may be somewhere else, or
+    /// is to go there.
     pub(super) fn unanswered(&self, now: Instant, homes: &mut Homes, client: Uuid, exists: bool) -> Resumption {
-        let exists = exists || self.home(client).is_some();
+        let exists = exists || self.session(client).is_some();
         let hears_others = !homes.is_cut_off && self.is_settled(now, homes);
         if hears_others && !homes.leaving && !exists { Resumption::Lost } else { Resumption::Unsure }
     }
