@@ -402,7 +402,7 @@ mod tests {
     use super::record::{Opening, Record};
     use super::*;
     use crate::outbox::copy::Copy;
-    use crate::outbox::log::taken_over;
+    use crate::outbox::log::{moved, taken_over};
     use crate::outbox::tests::outbox;
 
     const OTHER: Tag = 2;
@@ -559,6 +559,24 @@ mod tests {
             let keeps_for = registry.with_copy(client, |copy| copy.home);
             assert_eq!(keeps_for, (standby == 3 && is_given).then_some(THIRD), "standby {standby}, given: {is_given}");
         }
+    }
+
+    /// The home that it was taken over from goes on, and gives the session to whoever has it already.
+    #[test]
+    fn a_session_that_was_taken_over_has_come_when_its_home_gives_it_as_well() {
+        let now = Instant::now();
+        let (registry, transport) = met(now);
+        let client = Uuid::from_u128(7);
+        let limits = Limits::small(9, 99);
+        let copy =
+            Copy::new(OTHER, 1, Opening { standby: 2, ..Opening::default() }, &crate::outbox::tests::unbounded());
+        registry.keep(Arc::new(Outbox::promoted(now, client, copy.taken_over(), copy, &limits)));
+        let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
+        let record = record::encode(1, &Record::Promote { generation: moved(0), proven: 0 });
+        let payload = [&head(OTHER, place)[..], &body(Uuid::nil(), client, &record)].concat();
+        let (channel, mut gathered) = (Channel::Node(transport.peers.me()).name(), Gathered::default());
+        transport.arrived(now, channel.as_bytes(), &payload, &mut gathered, &mut Actions::default());
+        assert_eq!(gathered.first.get(&OTHER), Some(&vec![(1, Decision::Taken)]));
     }
 
     /// Whoever had no standby may have got another home during the gap.

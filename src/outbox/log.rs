@@ -48,6 +48,11 @@ fn above(generation: u64, standby: u64) -> u64 {
     (generation & !(MOVE - 1)).saturating_add(MOVE + standby * STANDBY)
 }
 
+/// Whether a session of `generation` has moved as often as one of `other`, or oftener, whoever it moved to.
+pub fn has_moved_to(generation: u64, other: u64) -> bool {
+    generation / MOVE >= other / MOVE
+}
+
 /// Whether a session of `generation` was taken over from the same home as one of `other`, by a later standby.
 pub fn has_more(generation: u64, other: u64) -> bool {
     generation / MOVE == other / MOVE && generation / STANDBY > other / STANDBY

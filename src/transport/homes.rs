@@ -179,6 +179,8 @@ impl<R> Transport<R> {
     /// A session that can be resumed has begun here.
     pub fn opened(&self, now: Instant, client: Uuid, actions: &mut Actions<Duty<R>>) {
         let Some(outbox) = self.home(client) else { return };
+        // Whoever was its home before is not to be told any more that there is a standby.
+        self.drop_copy(client, actions);
         let mut homes = self.homes();
         homes.lacking.begin(now, client);
         self.ensure_standby(now, &mut homes, &outbox, actions);

@@ -234,9 +234,10 @@ impl<R> Transport<R> {
 
     /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
     /// not come here: others go on with it. Nor is one that is here, and may be somewhere else, or
-    /// is to go there.
+    /// is to go there, nor one of which this node has a copy.
     pub(super) fn unanswered(&self, now: Instant, homes: &mut Homes, client: Uuid, exists: bool) -> Resumption {
-        let exists = exists || self.session(client).is_some();
+        let is_kept = || !homes.unsure.contains_key(&client) && self.registry.with_copy(client, |_| ()).is_some();
+        let exists = exists || self.session(client).is_some() || is_kept();
         let hears_others = !homes.is_cut_off && self.is_settled(now, homes);
         if hears_others && !homes.leaving && !exists { Resumption::Lost } else { Resumption::Unsure }
     }

@@ -6,9 +6,10 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::doubts::Gap;
+use crate::outbox::Outbox;
 use crate::outbox::budget::Budget;
 use crate::outbox::copy::Copy;
-use crate::outbox::log::Origin;
+use crate::outbox::log::{Origin, has_moved_to};
 use crate::transport::envelope::{self, Channel, Holding, Number, Tag};
 use crate::transport::inbox::Room;
 use crate::transport::peers::Standing;
@@ -90,8 +91,10 @@ impl<R> Room<Letter> for Post<'_, R> {
             Record::Promote { generation, proven } => {
                 let is_sure = self.is_awake && !self.gap.is_unsure(client) && !self.gap.is_past(client, generation);
                 let known = is_sure && self.with_copy(client, term, |copy| copy.learn(0, 0, proven)).is_some();
-                // Also one that it gives to another already: its answer to the first letter may have been lost.
-                let has_been = self.transport.session(client).is_some_and(|outbox| outbox.generation() >= generation);
+                // Also one that it gives to another already: its answer to the first letter may have been lost. Or it has taken the
+                // session over before.
+                let has_been = |outbox: Arc<Outbox>| has_moved_to(outbox.generation(), generation);
+                let has_been = self.transport.session(client).is_some_and(has_been);
                 if known {
                     self.effects.push(Effect::Promoted(client, generation));
                 }

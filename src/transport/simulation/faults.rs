@@ -145,7 +145,9 @@ impl World {
         }
         let (copies, moves) = self.nodes[node].transport.kept();
         let idle = self.nodes[node].registry.is_empty();
-        if (copies + moves > 0 || !idle) && self.now < until {
+        // One that is the only one left stays until another has begun.
+        let is_last = self.nodes.iter().filter(|node| node.alive).count() == 1;
+        if is_last || (copies + moves > 0 || !idle) && self.now < until {
             return self.after(20 * MS, 50 * MS, Event::Leave { node, life, until });
         }
         let mut actions = Actions::default();
