@@ -432,6 +432,15 @@ mod tests {
         transport.peers.answered(now, tag, nonce, &hello(0));
     }
 
+    /// The node `tag` writes its first letter to this one.
+    fn letter(transport: &Transport<()>, now: Instant, tag: Tag, client: Uuid, record: &Record) -> Gathered {
+        let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
+        let payload = [&head(tag, place)[..], &body(Uuid::nil(), client, &record::encode(1, record))].concat();
+        let (channel, mut gathered) = (Channel::Node(transport.peers.me()).name(), Gathered::default());
+        transport.arrived(now, channel.as_bytes(), &payload, &mut gathered, &mut Actions::default());
+        gathered
+    }
+
     /// Copies that come over several links, while their lane is forgotten because one of them was decided.
     #[test]
     fn a_copy_that_comes_while_its_lane_is_forgotten_is_not_shown() {
@@ -546,11 +555,7 @@ mod tests {
             registry.keep_copy(client, Box::new(copy));
             let generation = taken_over(1, standby);
             if is_given {
-                let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
-                let record = record::encode(1, &Record::Open(opening(generation, 1)));
-                let payload = [&head(THIRD, place)[..], &body(Uuid::nil(), client, &record)].concat();
-                let channel = Channel::Node(transport.peers.me()).name();
-                transport.arrived(now, channel.as_bytes(), &payload, &mut Gathered::default(), &mut actions);
+                letter(&transport, now, THIRD, client, &Record::Open(opening(generation, 1)));
             } else {
                 transport.held(now, THIRD, &Holding { client, generation, term: 0, nonce: 0 }, &mut actions);
             }
@@ -571,11 +576,7 @@ mod tests {
         let copy =
             Copy::new(OTHER, 1, Opening { standby: 2, ..Opening::default() }, &crate::outbox::tests::unbounded());
         registry.keep(Arc::new(Outbox::promoted(now, client, copy.taken_over(), copy, &limits)));
-        let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
-        let record = record::encode(1, &Record::Promote { generation: moved(0), proven: 0 });
-        let payload = [&head(OTHER, place)[..], &body(Uuid::nil(), client, &record)].concat();
-        let (channel, mut gathered) = (Channel::Node(transport.peers.me()).name(), Gathered::default());
-        transport.arrived(now, channel.as_bytes(), &payload, &mut gathered, &mut Actions::default());
+        let gathered = letter(&transport, now, OTHER, client, &Record::Promote { generation: moved(0), proven: 0 });
         assert_eq!(gathered.first.get(&OTHER), Some(&vec![(1, Decision::Taken)]));
     }
 

@@ -28,7 +28,7 @@ pub struct Copy {
     pub term: u64,
     /// The session's generation, as far as its home has told.
     pub generation: u64,
-    /// How many standbys it has had there, this one among them.
+    /// How often that had given it to a standby then, this time included.
     standby: u16,
     /// The newest token that its client is known to have is of this generation.
     pub(super) proven: u64,

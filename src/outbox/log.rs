@@ -144,7 +144,7 @@ pub struct Log {
     /// The highest that there is.
     pub last: Position,
     pub(super) standby: Option<Standby>,
-    /// How many standbys it has had with this home, this one among them.
+    /// How often this home has given it to a standby.
     pub(super) standbys: u16,
     unconfirmed: VecDeque<Unconfirmed>,
     /// Since when something is written, and the client has not said what it has of it.

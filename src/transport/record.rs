@@ -25,7 +25,7 @@ use crate::outbox::log::{Origin, Position};
 pub struct Opening {
     /// The session's generation.
     pub generation: u64,
-    /// How many standbys it has had with this home, this one among them.
+    /// How often this home has given it to a standby, this time included.
     pub standby: u16,
     /// That of the newest token that its client is known to have.
     pub proven: u64,

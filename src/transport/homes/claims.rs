@@ -71,7 +71,7 @@ pub(super) struct Claim {
 }
 
 /// What a claim says of the generations that there have been: nothing, if it goes by credentials.
-pub(super) fn told(generation: u64) -> u64 {
+fn told(generation: u64) -> u64 {
     if generation == ANY { 0 } else { generation }
 }
 
@@ -233,8 +233,8 @@ impl<R> Transport<R> {
     }
 
     /// What a claim came to that was not answered in time. A session that somebody has (`exists`) is not lost because it could
-    /// not come here: others go on with it. Nor is one that is here, and may be somewhere else, or
-    /// is to go there, nor one of which this node has a copy.
+    /// not come here: others go on with it. Nor is one that is here, and may be somewhere else, or is to go there, nor one of which
+    /// this node has a copy.
     pub(super) fn unanswered(&self, now: Instant, homes: &mut Homes, client: Uuid, exists: bool) -> Resumption {
         let is_kept = || !homes.unsure.contains_key(&client) && self.registry.with_copy(client, |_| ()).is_some();
         let exists = exists || self.session(client).is_some() || is_kept();
