@@ -432,9 +432,15 @@ mod tests {
         transport.peers.answered(now, tag, nonce, &hello(0));
     }
 
-    /// The node `tag` writes its first letter to this one.
-    fn letter(transport: &Transport<()>, now: Instant, tag: Tag, client: Uuid, record: &Record) -> Gathered {
-        let place = Place { number: 1, previous: 0, floor: 1, attempt: 0 };
+    /// The node `tag` writes its first letter to this one, or another.
+    fn letter(
+        transport: &Transport<()>,
+        now: Instant,
+        (tag, number): (Tag, Number),
+        client: Uuid,
+        record: &Record,
+    ) -> Gathered {
+        let place = Place { number, previous: number - 1, floor: 1, attempt: 0 };
         let payload = [&head(tag, place)[..], &body(Uuid::nil(), client, &record::encode(1, record))].concat();
         let (channel, mut gathered) = (Channel::Node(transport.peers.me()).name(), Gathered::default());
         transport.arrived(now, channel.as_bytes(), &payload, &mut gathered, &mut Actions::default());
@@ -538,6 +544,73 @@ mod tests {
         assert_eq!(look(woken + Duration::from_millis(10_500)), 0);
     }
 
+    /// A replica that lags says it late: the home has died since, and this node was gone for it before.
+    #[test]
+    fn nobody_takes_over_by_a_copy_that_came_when_its_home_was_gone() {
+        let start = Instant::now();
+        for is_heard in [true, false] {
+            let (registry, transport) = met(start);
+            let mut actions = Actions::default();
+            transport.sender().link_up(start, 0, &mut actions);
+            transport.link_synced(start, 0, &mut actions);
+            let client = Uuid::from_u128(7);
+            let look = |now| {
+                transport.peers.hello(now, 1, &hello(0));
+                if is_heard {
+                    transport.peers.hello(now, OTHER, &hello(0));
+                }
+                transport.look_after_homes(now, &mut Actions::default());
+            };
+            let mut now = start;
+            while now < start + Duration::from_secs(4) {
+                now += Duration::from_millis(100);
+                look(now);
+            }
+            let opening = Record::Open(Opening { generation: 1, ..Opening::default() });
+            let gathered = letter(&transport, now, (OTHER, 1), client, &opening);
+            assert_eq!(gathered.first.get(&OTHER), Some(&vec![(1, Decision::Taken)]));
+            look(now + Duration::from_millis(100));
+            assert_eq!((transport.home(client).is_some(), registry.copies()), (false, usize::from(is_heard)));
+        }
+    }
+
+    /// What was on its way during a gap is no answer to what was asked since.
+    #[test]
+    fn after_a_gap_a_session_comes_by_the_answer_to_a_claim_that_was_made_since() {
+        let now = Instant::now();
+        let client = Uuid::from_u128(7);
+        for (has_gap, answered, decision) in [
+            (false, None, Decision::Taken),
+            (true, None, Decision::Full),
+            (true, Some(0), Decision::Full),
+            (true, Some(1), Decision::Taken),
+        ] {
+            let (_, transport) = met(now);
+            let mut actions = Actions::default();
+            transport.sender().link_up(now, 0, &mut actions);
+            transport.link_synced(now, 0, &mut actions);
+            transport.beat(now, &mut actions);
+            transport.look_after_homes(now, &mut actions);
+            let mut claims = Vec::new();
+            for gap in [has_gap, false] {
+                claims.push(transport.sender().next_number());
+                transport.claim(now, client, 1, &mut actions);
+                if gap {
+                    transport.sender().link_lost(now, 0, &mut actions);
+                    transport.sender().link_up(now, 0, &mut actions);
+                    transport.link_synced(now, 0, &mut actions);
+                    transport.look_after_homes(now, &mut actions);
+                }
+            }
+            let answers = answered.map_or(0, |claim: usize| claims[claim]);
+            letter(&transport, now, (OTHER, 1), client, &Record::Open(Opening { generation: 1, ..Opening::default() }));
+            let promote = Record::Promote { generation: moved(1), proven: 0, answers };
+            let gathered = letter(&transport, now, (OTHER, 2), client, &promote);
+            assert_eq!(gathered.first.get(&OTHER), Some(&vec![(2, decision)]), "gap: {has_gap}, answers {answered:?}");
+            assert_eq!(transport.home(client).is_some(), decision == Decision::Taken);
+        }
+    }
+
     /// This node has a copy of a session, as its home's second standby. Another node has taken the session over, with what the home
     /// had given to one of its standbys, and says so, or gives it to this node to keep.
     #[test]
@@ -555,7 +628,7 @@ mod tests {
             registry.keep_copy(client, Box::new(copy));
             let generation = taken_over(1, standby);
             if is_given {
-                letter(&transport, now, THIRD, client, &Record::Open(opening(generation, 1)));
+                letter(&transport, now, (THIRD, 1), client, &Record::Open(opening(generation, 1)));
             } else {
                 transport.held(now, THIRD, &Holding { client, generation, term: 0, nonce: 0 }, &mut actions);
             }
@@ -576,7 +649,8 @@ mod tests {
         let copy =
             Copy::new(OTHER, 1, Opening { standby: 2, ..Opening::default() }, &crate::outbox::tests::unbounded());
         registry.keep(Arc::new(Outbox::promoted(now, client, copy.taken_over(), copy, &limits)));
-        let gathered = letter(&transport, now, OTHER, client, &Record::Promote { generation: moved(0), proven: 0 });
+        let promote = Record::Promote { generation: moved(0), proven: 0, answers: 0 };
+        let gathered = letter(&transport, now, (OTHER, 1), client, &promote);
         assert_eq!(gathered.first.get(&OTHER), Some(&vec![(1, Decision::Taken)]));
     }
 

@@ -91,6 +91,8 @@ pub(super) struct Homes {
     /// It was, when it was looked at last.
     is_cut_off: bool,
     rests_until: Instant,
+    /// The lowest number of a claim that it can have made since.
+    claims_from: Number,
     /// It stood still for a moment, and has not seen since how things are.
     doze: Option<Doze>,
     /// It has rested since it stood still, and knows what became of its sessions meanwhile.
@@ -132,6 +134,7 @@ impl Homes {
             leaving: false,
             is_cut_off: false,
             rests_until: now,
+            claims_from: 1,
             doze: None,
             is_sure: true,
             unsure: BTreeMap::new(),

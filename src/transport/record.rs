@@ -8,7 +8,7 @@
 //! open      generation, standby (2), proven, had, last | lanes, 4: (tag, 8 | sender, 16 | number, 8) … | recent, 4: (key, 8 | position, 8) …
 //! message   position, had | origin's tag, number | sender, 16 | text …
 //! had       had, generation, proven
-//! promote   generation, proven
+//! promote   generation, proven, answers
 //! end       (nothing)
 //! claim     generation, of the token
 //! ```
@@ -76,6 +76,8 @@ pub enum Record {
         generation: u64,
         /// The client's token is of this one, at least.
         proven: u64,
+        /// The claim that this answers, by the number that it has from whoever made it; 0 if it answers none.
+        answers: Number,
     },
     /// You are its standby no more.
     End,
@@ -130,9 +132,9 @@ pub fn encode(term: u64, record: &Record) -> Bytes {
             begin(HAD, 24);
             [had, generation, proven].into_iter().for_each(|number| bytes.put_u64(*number));
         }
-        Record::Promote { generation, proven } => {
-            begin(PROMOTE, 16);
-            [generation, proven].into_iter().for_each(|number| bytes.put_u64(*number));
+        Record::Promote { generation, proven, answers } => {
+            begin(PROMOTE, 24);
+            [generation, proven, answers].into_iter().for_each(|number| bytes.put_u64(*number));
         }
         Record::End => begin(END, 0),
         Record::Claim(generation) => {
@@ -169,7 +171,7 @@ pub fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
             Record::Message(Taken { position, had, origin: Origin { tag, sender, number }, sender, text })
         }
         HAD => Record::Had { had: fields.u64()?, generation: fields.u64()?, proven: fields.u64()? },
-        PROMOTE => Record::Promote { generation: fields.u64()?, proven: fields.u64()? },
+        PROMOTE => Record::Promote { generation: fields.u64()?, proven: fields.u64()?, answers: fields.u64()? },
         END => Record::End,
         CLAIM => Record::Claim(fields.u64()?),
         _ => return None,
@@ -218,7 +220,7 @@ mod tests {
                 Record::Open(Opening { generation: a, standby: a as u16, proven: tag, had: b, last: tag, lanes, recent }),
                 Record::Message(Taken { position: a, had: b, origin, sender, text: text.into() }),
                 Record::Had { had: a, generation: b, proven: tag },
-                Record::Promote { generation: a, proven: b },
+                Record::Promote { generation: a, proven: b, answers: tag },
                 Record::End,
                 Record::Claim(a),
             ] {

@@ -268,6 +268,11 @@ impl<R> Sender<R> {
         self.ever_heard = true;
     }
 
+    /// The number that the next message gets.
+    pub fn next_number(&self) -> Number {
+        self.next
+    }
+
     /// Whether there was a moment, since this was last asked, at which no link had every channel subscribed any more.
     pub fn was_deaf(&mut self) -> bool {
         let is_deaf = self.is_deaf();

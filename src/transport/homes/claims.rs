@@ -61,8 +61,6 @@ pub(super) struct Knock {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claim {
     pub(super) generation: u64,
-    /// When it was made, or made again.
-    pub(super) since: Instant,
     pub(super) until: Instant,
     /// When it is made again, for somebody said that it comes, or what nobody said was not known.
     pub(super) again: Option<Instant>,
@@ -128,7 +126,7 @@ impl<R> Transport<R> {
     pub fn claim(&self, now: Instant, client: Uuid, generation: u64, actions: &mut Actions<Duty<R>>) {
         let mut homes = self.homes();
         let until = now + self.times.send;
-        homes.claims.insert(client, Claim { generation, since: now, until, again: None, exists: false });
+        homes.claims.insert(client, Claim { generation, until, again: None, exists: false });
         self.submit_claim(now, client, generation, actions);
     }
 
@@ -227,7 +225,8 @@ impl<R> Transport<R> {
             let is_older = generation < outbox.generation();
             let order = if is_older { CloseOrder::Moved } else { CloseOrder::TakenOver };
             outbox.show(generation);
-            let to = Goal { tag, at_least: told(generation), reason: MoveReason::Claimed, order };
+            let (at_least, reason, answers) = (told(generation), MoveReason::Claimed, place.number);
+            let to = Goal { tag, at_least, reason, answers, order };
             self.start_move(now, homes, outbox, to, actions);
         }
     }
@@ -249,7 +248,7 @@ impl<R> Transport<R> {
             if now >= claim.until {
                 lost.push((*client, claim.exists));
             } else if claim.again.is_some_and(|at| now >= at) {
-                (claim.since, claim.again) = (now, None);
+                claim.again = None;
                 again.push((*client, claim.generation));
             }
         }

@@ -18,7 +18,7 @@ use crate::outbox::log::is_past;
 use crate::registry::Registry;
 use crate::transport::Duty;
 use crate::transport::Transport;
-use crate::transport::envelope::{Channel, Holding, Tag};
+use crate::transport::envelope::{Channel, Holding, Number, Tag};
 use crate::transport::inbox::Inbox;
 use crate::transport::peers::INTRODUCTION;
 use crate::transport::sender::Actions;
@@ -127,8 +127,10 @@ impl Attention {
 
 /// What this node may have missed, and what it knows without that of what others say.
 pub(super) struct Gap<'a> {
-    /// When it was there no more, if that is not long ago.
-    last: Option<Instant>,
+    /// Whether it is not long ago.
+    is_recent: bool,
+    /// The lowest number of a claim that this node can have made since.
+    claims_from: Number,
     unsure: &'a mut BTreeMap<Uuid, Question>,
     claims: &'a BTreeMap<Uuid, Claim>,
     /// What was taken over from the node that says something.
@@ -137,14 +139,19 @@ pub(super) struct Gap<'a> {
 
 impl Gap<'_> {
     /// A copy has come. It is what its home has, unless it may have been on its way during the gap: then somebody else
-    /// may have become the home.
-    pub(super) fn copied(&mut self, client: Uuid) {
-        let is_called_since = |last| self.claims.get(&client).is_some_and(|claim| claim.since > last);
-        if self.last.is_none_or(is_called_since) {
-            self.unsure.remove(&client);
-        } else {
+    /// may have become the home. Or the home `is_gone`, and the copy was on its way for longer than that takes to be seen: it
+    /// may have gone on without this node since.
+    pub(super) fn copied(&mut self, client: Uuid, is_gone: bool) {
+        if self.is_recent || is_gone {
             self.unsure.insert(client, Question::default());
+        } else {
+            self.unsure.remove(&client);
         }
+    }
+
+    /// Whether a home has answered the claim of this number since the gap.
+    pub(super) fn is_answer(&self, number: Number) -> bool {
+        number >= self.claims_from
     }
 
     /// The generation in which this node has taken the session over from the node that says it has it, in `generation`.
@@ -164,9 +171,14 @@ impl Gap<'_> {
 }
 
 impl Homes {
-    /// What came while this node stood still, or was cut off, is lost: others may have what it has.
-    pub(super) fn grow_unsure(&mut self, now: Instant, registry: &Registry) {
-        self.rests_until = now + REST;
+    /// It was cut off, or stood still, until now: the next message that it sends has the number `next`.
+    fn rest(&mut self, now: Instant, next: Number) {
+        (self.rests_until, self.claims_from) = (now + REST, next);
+    }
+
+    /// What came meanwhile is lost: others may have what it has.
+    fn grow_unsure(&mut self, now: Instant, next: Number, registry: &Registry) {
+        self.rest(now, next);
         self.is_sure = false;
         self.unsure = registry.copied().into_iter().map(|client| (client, Question::default())).collect();
         let doubted = std::mem::take(&mut self.doubted);
@@ -192,9 +204,9 @@ impl Homes {
 
     /// What is needed to read what others say of their sessions.
     pub(super) fn at_the_desk(&mut self, now: Instant, of: Tag) -> (&mut Inbox<Letter>, &Arc<Budget>, Gap<'_>) {
-        let last = (now < self.rests_until).then(|| self.rests_until - REST);
+        let (is_recent, claims_from) = (!self.is_rested(now), self.claims_from);
         let Self { desk, budget, unsure, claims, taken_over, .. } = self;
-        (desk, budget, Gap { last, unsure, claims, taken_over: taken_over.get(&of) })
+        (desk, budget, Gap { is_recent, claims_from, unsure, claims, taken_over: taken_over.get(&of) })
     }
 
     /// Its home says that it has the session, to this node as the standby of `term`: that answers what it was asked about the
@@ -221,7 +233,11 @@ impl<R> Transport<R> {
     /// Whether this node is cut off, or was a moment ago. If so, or if it stood still, it has missed what others said, and
     /// is to know that before it follows what it sees of them.
     pub(super) fn notice_gap(&self, now: Instant, homes: &mut Homes) -> bool {
-        let is_cut_off = self.sender().was_deaf() || !self.peers.hears_itself(now);
+        let (was_deaf, next) = {
+            let mut sender = self.sender();
+            (sender.was_deaf(), sender.next_number())
+        };
+        let is_cut_off = was_deaf || !self.peers.hears_itself(now);
         let pause = self.attention.pause(now);
         if pause > DOZED {
             // One that follows another is not waited for as well: with a machine that has no time there is no end of them.
@@ -231,12 +247,12 @@ impl<R> Transport<R> {
         let stood_still = pause > STOOD_STILL;
         // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
         if std::mem::replace(&mut homes.is_cut_off, is_cut_off) != is_cut_off || stood_still {
-            homes.grow_unsure(now, &self.registry);
+            homes.grow_unsure(now, next, &self.registry);
             if stood_still {
                 self.peers.stood_still(now);
             }
         } else if is_cut_off {
-            homes.rests_until = now + REST;
+            homes.rest(now, next);
         }
         self.attention.looks(now);
         is_cut_off
@@ -247,12 +263,12 @@ impl<R> Transport<R> {
     pub(super) fn is_awake(&self, now: Instant, homes: &mut Homes) -> bool {
         let Some(Doze { until, lasted }) = homes.doze else { return true };
         let sender = self.sender();
-        let (has_looked, has_lost) = (sender.has_looked(until), sender.has_lost(until));
+        let (has_looked, has_lost, next) = (sender.has_looked(until), sender.has_lost(until), sender.next_number());
         drop(sender);
         if has_looked {
             homes.doze = None;
             if has_lost && lasted > MISSED {
-                homes.grow_unsure(now, &self.registry);
+                homes.grow_unsure(now, next, &self.registry);
             }
         }
         has_looked

@@ -88,8 +88,9 @@ impl<R> Room<Letter> for Post<'_, R> {
                 }
                 known
             }
-            Record::Promote { generation, proven } => {
-                let is_sure = self.is_awake && !self.gap.is_unsure(client) && !self.gap.is_past(client, generation);
+            Record::Promote { generation, proven, answers } => {
+                let is_of_now = !self.gap.is_unsure(client) || self.gap.is_answer(answers);
+                let is_sure = self.is_awake && is_of_now && !self.gap.is_past(client, generation);
                 let known = is_sure && self.with_copy(client, term, |copy| copy.learn(0, 0, proven)).is_some();
                 // Also one that it gives to another already: its answer to the first letter may have been lost. Or it has taken the
                 // session over before.
@@ -145,7 +146,7 @@ impl<R> Post<'_, R> {
             return false;
         }
         registry.keep_copy(client, Box::new(Copy::new(self.tag, term, opening, self.budget)));
-        self.gap.copied(client);
+        self.gap.copied(client, self.transport.peers.is_gone(self.tag));
         self.effects.push(Effect::Changed(Channel::Claim(client)));
         true
     }

@@ -13,7 +13,7 @@ use super::{AT_ONCE, COMES_BACK, Homes};
 use crate::outbox::copy::Copy;
 use crate::outbox::log::{Position, moved};
 use crate::outbox::{CloseOrder, Outbox, Outcome};
-use crate::transport::envelope::{self, Channel, Holding, Tag};
+use crate::transport::envelope::{self, Channel, Holding, Number, Tag};
 use crate::transport::record::Record;
 use crate::transport::sender::Actions;
 use crate::transport::{Duty, Transport};
@@ -57,6 +57,8 @@ pub(super) struct Goal {
     pub(super) at_least: u64,
     /// Why.
     pub(super) reason: MoveReason,
+    /// The number of the claim, if it is because of one; else 0.
+    pub(super) answers: Number,
     /// How the connection ends that it has.
     pub(super) order: CloseOrder,
 }
@@ -68,6 +70,7 @@ pub(super) struct Move {
     pub(super) term: u64,
     pub(super) generation: u64,
     pub(super) reason: MoveReason,
+    pub(super) answers: Number,
     /// The standby that it had, if that is not where it goes.
     pub(super) old: Option<(Tag, u64)>,
 }
@@ -94,9 +97,9 @@ impl TakenOver {
     }
 }
 
-/// What makes a standby that has everything the home of this generation.
-fn promote(outbox: &Outbox, generation: u64) -> (Record, Uuid, Position) {
-    (Record::Promote { generation, proven: outbox.proven() }, Uuid::nil(), 0)
+/// What makes a standby that has everything the home of this generation, for it has made the claim `answers`, if that is not 0.
+fn promote(outbox: &Outbox, generation: u64, answers: Number) -> (Record, Uuid, Position) {
+    (Record::Promote { generation, proven: outbox.proven(), answers }, Uuid::nil(), 0)
 }
 
 impl<R> Transport<R> {
@@ -177,7 +180,7 @@ impl<R> Transport<R> {
         now: Instant,
         homes: &mut Homes,
         outbox: &Arc<Outbox>,
-        Goal { tag: to, at_least, reason, order }: Goal,
+        Goal { tag: to, at_least, reason, answers, order }: Goal,
         actions: &mut Actions<Duty<R>>,
     ) {
         if !outbox.freeze() {
@@ -197,10 +200,10 @@ impl<R> Transport<R> {
                 (term, outbox.open_standby(to, term))
             }
         };
-        records.push(promote(outbox, generation));
+        records.push(promote(outbox, generation, answers));
         self.submit_records(&mut sender, now, client, (to, term), records, actions);
         let old = old.filter(|(tag, _)| *tag != to);
-        homes.moves.insert(client, Move { to, term, generation, reason, old });
+        homes.moves.insert(client, Move { to, term, generation, reason, answers, old });
     }
 
     /// Moves the session of `client` to its standby, for this node leaves. `false` if there is nobody to have it.
@@ -211,7 +214,8 @@ impl<R> Transport<R> {
         if homes.doubted.contains_key(&client) {
             return true; // Somebody may have it already: that is known in a moment.
         }
-        let to = Goal { tag: to, at_least: 0, reason: MoveReason::Drained, order: CloseOrder::Moved };
+        let (reason, order) = (MoveReason::Drained, CloseOrder::Moved);
+        let to = Goal { tag: to, at_least: 0, reason, answers: 0, order };
         self.start_move(now, &mut homes, &outbox, to, actions);
         true
     }
@@ -242,7 +246,7 @@ impl<R> Transport<R> {
                 let term = homes.new_term();
                 let mut sender = self.sender();
                 let mut records = outbox.open_standby(step.to, term);
-                records.push(promote(&outbox, step.generation));
+                records.push(promote(&outbox, step.generation, step.answers));
                 self.submit_records(&mut sender, now, client, (step.to, term), records, actions);
                 homes.moves.insert(client, Move { term, ..step });
             }
