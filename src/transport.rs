@@ -400,6 +400,7 @@ mod tests {
 
     use super::envelope::{Holding, Place, body, head};
     use super::record::{Opening, Record};
+    use super::sender::{Answer, Command};
     use super::*;
     use crate::outbox::copy::Copy;
     use crate::outbox::log::{moved, taken_over};
@@ -608,6 +609,45 @@ mod tests {
             let gathered = letter(&transport, now, (OTHER, 2), client, &promote);
             assert_eq!(gathered.first.get(&OTHER), Some(&vec![(2, decision)]), "gap: {has_gap}, answers {answered:?}");
             assert_eq!(transport.home(client).is_some(), decision == Decision::Taken);
+        }
+    }
+
+    /// A node that has no time stands still again and again, each time before it reads what it has asked for. For what follows
+    /// after more than a second nobody waits.
+    #[test]
+    fn what_was_asked_before_a_doze_is_no_sign_of_life_behind_it() {
+        const DOZE: Duration = Duration::from_millis(200);
+        let start = Instant::now();
+        let client = Uuid::from_u128(7);
+        for (dozes, decision) in [(0, Decision::Taken), (1, Decision::Full), (2, Decision::Full), (6, Decision::Taken)]
+        {
+            let (registry, transport) = met(start);
+            let mut actions = Actions::default();
+            transport.sender().link_up(start, 0, &mut actions);
+            transport.link_synced(start, 0, &mut actions);
+            let ask = |now| {
+                transport.peers.hello(now, 1, &hello(0));
+                transport.look_after_homes(now, &mut Actions::default());
+                let answer = |command: Command| match command {
+                    Command::Count(channels) => Answer::Counts(vec![1; channels.len()]),
+                    _ => Answer::Receivers(1),
+                };
+                transport.sender().next_batch(now, 0).into_iter().map(answer).collect()
+            };
+            // It was subscribed nowhere before.
+            let mut answers: Vec<Answer> = [ask(start), ask(start)].concat();
+            let copy = Copy::new(OTHER, 1, Opening::default(), &crate::outbox::tests::unbounded());
+            registry.keep_copy(client, Box::new(copy));
+            let mut now = start;
+            for _ in 0..dozes {
+                now += DOZE;
+                transport.sender().answered(now, 0, std::mem::take(&mut answers), &mut actions);
+                transport.follow_look(now, &mut actions);
+                answers = ask(now);
+            }
+            let promote = Record::Promote { generation: moved(0), proven: 0, answers: 0 };
+            let gathered = letter(&transport, now, (OTHER, 1), client, &promote);
+            assert_eq!(gathered.first.get(&OTHER), Some(&vec![(1, decision)]), "{dozes} dozes");
         }
     }
 

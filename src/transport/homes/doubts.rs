@@ -28,6 +28,8 @@ const STOOD_STILL: Duration = Duration::from_millis(700);
 /// A node that stood still for longer, and has lost its connections without knowing it yet, may have been taken for dead: it
 /// becomes nobody's home until a server has answered it again. It looks more often than that, and others look twice.
 const DOZED: Duration = Duration::from_millis(120);
+/// A doze that follows another is waited for as well if it ends so soon after that. One that lasts as long is a gap anyway.
+const IN_A_ROW: Duration = Duration::from_secs(1);
 /// If it stood still for longer, and lost a link by that, its home may have done without it. A busy machine's pauses are shorter.
 const MISSED: Duration = Duration::from_millis(300);
 /// So long after that, it takes over nothing by itself.
@@ -85,10 +87,14 @@ pub(super) struct Question {
     asked: Option<(Instant, Instant)>,
 }
 
-/// This node stood still for a moment.
+/// This node stood still for a moment, or for several in a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doze {
+    /// The end of the first one.
+    since: Instant,
+    /// The end of the last one.
     until: Instant,
+    /// The longest.
     lasted: Duration,
 }
 
@@ -240,9 +246,12 @@ impl<R> Transport<R> {
         let is_cut_off = was_deaf || !self.peers.hears_itself(now);
         let pause = self.attention.pause(now);
         if pause > DOZED {
-            // One that follows another is not waited for as well: with a machine that has no time there is no end of them.
-            let doze = homes.doze.get_or_insert(Doze { until: now, lasted: pause });
+            let doze = homes.doze.get_or_insert(Doze { since: now, until: now, lasted: pause });
             doze.lasted = doze.lasted.max(pause);
+            // What a server has answered before is not of now. But with a machine that has no time there is no end of them.
+            if now.saturating_duration_since(doze.since) < IN_A_ROW {
+                doze.until = now;
+            }
         }
         let stood_still = pause > STOOD_STILL;
         // At the beginning of a gap, and once more at its end: what was confirmed on its edge may be old by then.
@@ -261,9 +270,9 @@ impl<R> Transport<R> {
     /// Whether what this node knows of the others is of now, and not of before it stood still for a moment. If that was long
     /// enough, and it lost a link by it, it has missed something as well.
     pub(super) fn is_awake(&self, now: Instant, homes: &mut Homes) -> bool {
-        let Some(Doze { until, lasted }) = homes.doze else { return true };
+        let Some(Doze { since, until, lasted }) = homes.doze else { return true };
         let sender = self.sender();
-        let (has_looked, has_lost, next) = (sender.has_looked(until), sender.has_lost(until), sender.next_number());
+        let (has_looked, has_lost, next) = (sender.has_looked(until), sender.has_lost(since), sender.next_number());
         drop(sender);
         if has_looked {
             homes.doze = None;
