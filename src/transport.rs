@@ -427,6 +427,19 @@ mod tests {
         (registry, transport)
     }
 
+    /// One that hears that node as well, by a link that has every channel subscribed.
+    fn synced(now: Instant) -> (Arc<Registry>, Transport<()>) {
+        let (registry, transport) = met(now);
+        reconnect(&transport, now);
+        (registry, transport)
+    }
+
+    fn reconnect(transport: &Transport<()>, now: Instant) {
+        let mut actions = Actions::default();
+        transport.sender().link_up(now, 0, &mut actions);
+        transport.link_synced(now, 0, &mut actions);
+    }
+
     /// The node `tag` is known, and wants everything.
     fn meet(transport: &Transport<()>, now: Instant, tag: Tag) {
         let nonce = transport.peers.question(now, tag, false).unwrap();
@@ -521,10 +534,8 @@ mod tests {
     #[test]
     fn a_copy_that_nobody_answers_for_is_dropped() {
         let start = Instant::now();
-        let (registry, transport) = met(start);
+        let (registry, transport) = synced(start);
         let mut actions = Actions::default();
-        transport.sender().link_up(start, 0, &mut actions);
-        transport.link_synced(start, 0, &mut actions);
         transport.look_after_homes(start, &mut actions);
         let client = Uuid::from_u128(7);
         let copy =
@@ -550,10 +561,7 @@ mod tests {
     fn nobody_takes_over_by_a_copy_that_came_when_its_home_was_gone() {
         let start = Instant::now();
         for is_heard in [true, false] {
-            let (registry, transport) = met(start);
-            let mut actions = Actions::default();
-            transport.sender().link_up(start, 0, &mut actions);
-            transport.link_synced(start, 0, &mut actions);
+            let (registry, transport) = synced(start);
             let client = Uuid::from_u128(7);
             let look = |now| {
                 transport.peers.hello(now, 1, &hello(0));
@@ -586,10 +594,8 @@ mod tests {
             (true, Some(0), Decision::Full),
             (true, Some(1), Decision::Taken),
         ] {
-            let (_, transport) = met(now);
+            let (_, transport) = synced(now);
             let mut actions = Actions::default();
-            transport.sender().link_up(now, 0, &mut actions);
-            transport.link_synced(now, 0, &mut actions);
             transport.beat(now, &mut actions);
             transport.look_after_homes(now, &mut actions);
             let mut claims = Vec::new();
@@ -598,8 +604,7 @@ mod tests {
                 transport.claim(now, client, 1, &mut actions);
                 if gap {
                     transport.sender().link_lost(now, 0, &mut actions);
-                    transport.sender().link_up(now, 0, &mut actions);
-                    transport.link_synced(now, 0, &mut actions);
+                    reconnect(&transport, now);
                     transport.look_after_homes(now, &mut actions);
                 }
             }
@@ -621,10 +626,8 @@ mod tests {
         let client = Uuid::from_u128(7);
         for (dozes, decision) in [(0, Decision::Taken), (1, Decision::Full), (2, Decision::Full), (6, Decision::Taken)]
         {
-            let (registry, transport) = met(start);
+            let (registry, transport) = synced(start);
             let mut actions = Actions::default();
-            transport.sender().link_up(start, 0, &mut actions);
-            transport.link_synced(start, 0, &mut actions);
             let ask = |now| {
                 transport.peers.hello(now, 1, &hello(0));
                 transport.look_after_homes(now, &mut Actions::default());
@@ -711,15 +714,13 @@ mod tests {
                 let channel = Channel::Client(receiver.client()).name();
                 transport.arrived(now, channel.as_bytes(), &payload, &mut Gathered::default(), &mut Actions::default())
             };
-            transport.sender().link_up(start, 0, &mut actions);
-            transport.link_synced(start, 0, &mut actions);
+            reconnect(&transport, start);
             transport.beat(start, &mut actions);
             transport.look_after_homes(start, &mut actions);
             assert_eq!(arrive(start, 1), Arrived::Message(Arrival::Decided));
             if gap.is_zero() {
                 transport.sender().link_lost(start, 0, &mut actions);
-                transport.sender().link_up(start, 0, &mut actions);
-                transport.link_synced(start, 0, &mut actions);
+                reconnect(&transport, start);
             }
             assert_eq!(arrive(start + gap, 2), Arrived::Message(Arrival::Waits), "after {gap:?}");
         }
