@@ -97,10 +97,11 @@ impl Bench {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_speaks_tls_is_told_from_one_that_is_silent() {
-    for peer in PEERS {
+    let newest = [("tls-protocols", "TLSv1.3")];
+    for (peer, options) in PEERS.into_iter().flat_map(|peer| [(peer, &[][..]), (peer, &newest)]) {
         let bench = Bench::new();
         let files = bench.files("server", &[HOST], Validity::Now);
-        let server = peer.start(bench.folder.path(), Some(&files), &[]).await;
+        let server = peer.start(bench.folder.path(), Some(&files), options).await;
         let gateway = gateway(&peer.flags(&server, &[])).await;
         says(&gateway, &format!("speaks TLS on this port, and is spoken to without: give {}", peer.option("tls")))
             .await;
