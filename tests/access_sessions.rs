@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use issuer::{Answered, BINARY, Issuer, bearer, closed, gateway, next, open, refused, register, send, token};
+use issuer::{Answered, BINARY, Issuer, attempt, bearer, closed, gateway, next, open, refused, register, send, token};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
@@ -303,12 +303,19 @@ async fn two_connections_to_two_nodes_at_one_moment_leave_one() {
     let from = sender.id();
     for round in 0..5 {
         let id = Uuid::new_v4();
-        let (a, b) = tokio::join!(person(one.address, &key, id), person(two.address, &key, id));
-        let (mut a, mut b) = (a, b);
-        // One of the two is closed, whoever was first.
-        let code = tokio::select! {
-            code = closed(&mut a.socket) => code,
-            code = closed(&mut b.socket) => code,
+        let data = json!({ "token": of(&key, &id.to_string(), "1h"), "resumable": true });
+        let mut both = tokio::join!(attempt(one.address, data.clone()), attempt(two.address, data));
+        // One of the two is closed, whoever was first: once it has the session, or instead.
+        let code = match &mut both {
+            (Ok(a), Ok(b)) => tokio::select! {
+                code = closed(&mut a.socket) => code,
+                code = closed(&mut b.socket) => code,
+            },
+            (Ok(answered), Err(code)) | (Err(code), Ok(answered)) => {
+                assert_eq!(answered.id(), id, "{}", answered.frame);
+                *code
+            }
+            (Err(a), Err(b)) => panic!("round {round}: both are closed: {a}, {b}"),
         };
         assert!([4001, 1012].contains(&code), "round {round}: {code}");
         let told = async || (send(&mut sender.socket, from, id, "hello").await == "ack").then_some(());

@@ -115,10 +115,14 @@ pub(crate) async fn write(socket: &mut Socket, frame: &Value) {
 }
 
 pub(crate) async fn next(socket: &mut Socket) -> Value {
-    match tokio::time::timeout(client::PATIENCE, client::next(socket)).await.expect("nothing came") {
+    match incoming(socket).await {
         Incoming::Frame(frame) => frame,
         Incoming::Closed(code) => panic!("closed with {code}"),
     }
+}
+
+async fn incoming(socket: &mut Socket) -> Incoming {
+    tokio::time::timeout(client::PATIENCE, client::next(socket)).await.expect("nothing came")
 }
 
 pub(crate) async fn closed(socket: &mut Socket) -> u16 {
@@ -126,10 +130,17 @@ pub(crate) async fn closed(socket: &mut Socket) -> u16 {
 }
 
 pub(crate) async fn register(address: SocketAddr, data: Value) -> Answered {
+    attempt(address, data).await.unwrap_or_else(|code| panic!("closed with {code}"))
+}
+
+/// The same; or the code with which the connection is closed instead.
+pub(crate) async fn attempt(address: SocketAddr, data: Value) -> Result<Answered, u16> {
     let mut socket = client::open(address, "/v1/texto?register=1").await.unwrap();
     write(&mut socket, &json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data })).await;
-    let frame = next(&mut socket).await;
-    Answered { socket, frame }
+    match incoming(&mut socket).await {
+        Incoming::Frame(frame) => Ok(Answered { socket, frame }),
+        Incoming::Closed(code) => Err(code),
+    }
 }
 
 /// The same, which is refused: the description, and the close code.
