@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use issuer::{Answered, BINARY, Issuer, attempt, bearer, closed, gateway, next, open, refused, register, send, token};
+use issuer::{Answered, BINARY, Issuer, bearer, closed, gateway, next, open, refused, register, send, token};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
+use texto_lab::client::{self, Incoming};
 use texto_lab::gateway::Gateway;
 use texto_lab::process::until;
 use texto_lab::redis_server::RedisServer;
+use texto_lab::resumer::ask;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
@@ -170,16 +172,16 @@ async fn many_connections_of_one_person_at_one_moment_leave_one() {
     let mut open = 0;
     for answered in &mut all {
         loop {
-            match tokio::time::timeout(LIMIT, texto_lab::client::next(&mut answered.socket)).await.unwrap() {
-                texto_lab::client::Incoming::Closed(code) => {
+            match tokio::time::timeout(LIMIT, client::next(&mut answered.socket)).await.unwrap() {
+                Incoming::Closed(code) => {
                     assert!([4001, 1012].contains(&code), "{code}");
                     break;
                 }
-                texto_lab::client::Incoming::Frame(frame) if frame["kind"] == "receive" => {
+                Incoming::Frame(frame) if frame["kind"] == "receive" => {
                     open += 1;
                     break;
                 }
-                texto_lab::client::Incoming::Frame(_) => {}
+                Incoming::Frame(_) => {}
             }
         }
     }
@@ -304,18 +306,26 @@ async fn two_connections_to_two_nodes_at_one_moment_leave_one() {
     for round in 0..5 {
         let id = Uuid::new_v4();
         let data = json!({ "token": of(&key, &id.to_string(), "1h"), "resumable": true });
-        let mut both = tokio::join!(attempt(one.address, data.clone()), attempt(two.address, data));
+        let (a, b) = tokio::join!(ask(one.address, data.clone()), ask(two.address, data));
         // One of the two is closed, whoever was first: once it has the session, or instead.
-        let code = match &mut both {
-            (Ok(a), Ok(b)) => tokio::select! {
-                code = closed(&mut a.socket) => code,
-                code = closed(&mut b.socket) => code,
-            },
-            (Ok(answered), Err(code)) | (Err(code), Ok(answered)) => {
-                assert_eq!(answered.id(), id, "{}", answered.frame);
-                *code
+        let (mut open, mut codes) = (Vec::new(), Vec::new());
+        for asked in [a, b] {
+            match asked.unwrap() {
+                (socket, Incoming::Frame(frame)) => {
+                    let answered = Answered { socket, frame };
+                    assert_eq!(answered.id(), id, "{}", answered.frame);
+                    open.push(answered.socket);
+                }
+                (_, Incoming::Closed(code)) => codes.push(code),
             }
-            (Err(a), Err(b)) => panic!("round {round}: both are closed: {a}, {b}"),
+        }
+        let code = match (&mut open[..], &codes[..]) {
+            ([a, b], []) => tokio::select! {
+                code = closed(a) => code,
+                code = closed(b) => code,
+            },
+            ([_], [code]) => *code,
+            _ => panic!("round {round}: both are closed: {codes:?}"),
         };
         assert!([4001, 1012].contains(&code), "round {round}: {code}");
         let told = async || (send(&mut sender.socket, from, id, "hello").await == "ack").then_some(());
@@ -357,11 +367,11 @@ async fn a_v1_client_with_credentials_misses_nothing_that_was_acknowledged_durin
     received.insert(text(&mut plain).await);
     one.signal(Signal::SIGTERM);
     let code = loop {
-        match tokio::time::timeout(LIMIT, texto_lab::client::next(&mut plain.socket)).await.unwrap() {
-            texto_lab::client::Incoming::Frame(frame) => {
+        match tokio::time::timeout(LIMIT, client::next(&mut plain.socket)).await.unwrap() {
+            Incoming::Frame(frame) => {
                 received.insert(frame["data"]["text"].as_str().unwrap().to_owned());
             }
-            texto_lab::client::Incoming::Closed(code) => break code,
+            Incoming::Closed(code) => break code,
         }
     };
     assert_eq!(code, 1012);

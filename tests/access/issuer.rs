@@ -14,7 +14,7 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use texto_lab::client::{self, Incoming, Socket};
+use texto_lab::client::{self, Socket};
 use texto_lab::gateway::Gateway;
 use texto_lab::issuer::KeyPair;
 use tokio_tungstenite::tungstenite::Message;
@@ -115,14 +115,7 @@ pub(crate) async fn write(socket: &mut Socket, frame: &Value) {
 }
 
 pub(crate) async fn next(socket: &mut Socket) -> Value {
-    match incoming(socket).await {
-        Incoming::Frame(frame) => frame,
-        Incoming::Closed(code) => panic!("closed with {code}"),
-    }
-}
-
-async fn incoming(socket: &mut Socket) -> Incoming {
-    tokio::time::timeout(client::PATIENCE, client::next(socket)).await.expect("nothing came")
+    texto_lab::resumer::next(socket).await.unwrap()
 }
 
 pub(crate) async fn closed(socket: &mut Socket) -> u16 {
@@ -130,17 +123,10 @@ pub(crate) async fn closed(socket: &mut Socket) -> u16 {
 }
 
 pub(crate) async fn register(address: SocketAddr, data: Value) -> Answered {
-    attempt(address, data).await.unwrap_or_else(|code| panic!("closed with {code}"))
-}
-
-/// The same; or the code with which the connection is closed instead.
-pub(crate) async fn attempt(address: SocketAddr, data: Value) -> Result<Answered, u16> {
     let mut socket = client::open(address, "/v1/texto?register=1").await.unwrap();
     write(&mut socket, &json!({ "id": Uuid::new_v4(), "kind": "registration", "data": data })).await;
-    match incoming(&mut socket).await {
-        Incoming::Frame(frame) => Ok(Answered { socket, frame }),
-        Incoming::Closed(code) => Err(code),
-    }
+    let frame = next(&mut socket).await;
+    Answered { socket, frame }
 }
 
 /// The same, which is refused: the description, and the close code.
