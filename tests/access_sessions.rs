@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use issuer::{Answered, BINARY, Issuer, bearer, closed, gateway, next, open, refused, register, send, token};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use texto_lab::client::{self, Incoming};
 use texto_lab::gateway::Gateway;
@@ -29,9 +29,13 @@ fn of(key: &Path, subject: &str, lifetime: &str) -> String {
     token(key, &["--subject", subject, "--expires-in", lifetime])
 }
 
+/// What a person registers with.
+fn credentials(key: &Path, id: Uuid) -> Value {
+    json!({ "token": of(key, &id.to_string(), "1h"), "resumable": true })
+}
+
 async fn person(address: SocketAddr, key: &Path, id: Uuid) -> Answered {
-    let token = of(key, &id.to_string(), "1h");
-    let person = register(address, json!({ "token": token, "resumable": true })).await;
+    let person = register(address, credentials(key, id)).await;
     assert_eq!(person.id(), id, "{}", person.frame);
     person
 }
@@ -305,7 +309,7 @@ async fn two_connections_to_two_nodes_at_one_moment_leave_one() {
     let from = sender.id();
     for round in 0..5 {
         let id = Uuid::new_v4();
-        let data = json!({ "token": of(&key, &id.to_string(), "1h"), "resumable": true });
+        let data = credentials(&key, id);
         let (a, b) = tokio::join!(ask(one.address, data.clone()), ask(two.address, data));
         // One of the two is closed, whoever was first: once it has the session, or instead.
         let (mut open, mut codes) = (Vec::new(), Vec::new());
